@@ -1,0 +1,55 @@
+"""Every error that the replicator raises, sorted by its remedy.
+
+A message names the table, column or LSN at fault and never holds a value of a row or a password.
+"""
+
+from __future__ import annotations
+
+
+class ReplicatorError(Exception):
+    """Base of all our errors: what is wrong, and (``hint``) what to do about it."""
+
+    def __init__(self, message: str, *, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+
+class ConfigError(ReplicatorError):
+    """Settings or usage are wrong: fix them (exit 2)."""
+
+
+class TransientError(ReplicatorError):
+    """A connection was lost or a server is not up: retry with backoff."""
+
+
+class ProtocolError(ReplicatorError):
+    """Bytes that the replication protocol does not allow: stop."""
+
+
+class SchemaMismatch(ReplicatorError):
+    """A relation differs from its route: mend the target or the settings, then start again."""
+
+
+class SlotLost(ReplicatorError):
+    """The slot is gone, was re-created or has moved past our checkpoint: a new snapshot is needed."""
+
+
+class StateError(ReplicatorError):
+    """The recorded state forbids this (another replicator runs, wrong source, unfinished phase)."""
+
+
+class UnmappedId(ReplicatorError):
+    """A user ID has no target ID and the policy says stop."""
+
+
+class RowRejected(ReplicatorError):
+    """The target refuses a row, or a change did not hit exactly the rows expected."""
+
+
+class VerificationFailed(ReplicatorError):
+    """The two sides differ."""
+
+
+class Refused(ReplicatorError):
+    """A command declines to act because a precondition does not hold (exit 1)."""
