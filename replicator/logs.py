@@ -1,0 +1,116 @@
+"""Structured logs on stderr: UTC times, no passwords, no local variables of a traceback."""
+
+from __future__ import annotations
+
+import logging
+import re
+import sys
+from collections.abc import Mapping
+from typing import Final, Literal, cast
+
+import structlog
+from structlog.typing import EventDict, FilteringBoundLogger, Processor, WrappedLogger
+
+LogFormat = Literal["console", "json"]
+
+_HIDDEN: Final = "***"
+# scheme://user:password@host. Greedy to the last `@` of the word: people forget to percent-encode `@`,
+# `/`, and hiding too much is the better mistake.
+_URI_PASSWORD: Final = re.compile(r"(?P<head>\b[a-z][a-z0-9+.-]*://[^\s:/@]*:)\S*(?=@)", re.IGNORECASE)
+# password=…, "password": "…", PGPASSWORD=…, ?password=…&: the value is quoted (quotes inside escaped with a
+# backslash, as libpq reads them) or runs to the next separator.
+_SECRET_NAME: Final = re.compile(r"password|passwd|pwd|secret", re.IGNORECASE)
+_KEYWORD_PASSWORD: Final = re.compile(
+    rf"""(?P<head>(?:{_SECRET_NAME.pattern})[\w-]*["']?\s*[=:]\s*)"""
+    r"""(?:'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*"|[^\s&,;'")\]}]+)""",
+    re.IGNORECASE,
+)
+
+
+def redact(text: str) -> str:
+    """``text`` with the password of anything that looks like a DSN replaced by ``***``."""
+    if "://" in text:
+        text = _URI_PASSWORD.sub(rf"\g<head>{_HIDDEN}", text)
+    return _KEYWORD_PASSWORD.sub(rf"\g<head>{_HIDDEN}", text)
+
+
+def configure(format: LogFormat = "console", verbose: bool = False) -> None:
+    """Send all logs, the standard library's included, to the present ``sys.stderr``.
+
+    Args:
+        format: ``console`` for people (coloured on a terminal), ``json`` for one object a line.
+        verbose: show debug events too.
+    """
+    level = logging.DEBUG if verbose else logging.INFO
+    shared: list[Processor] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.stdlib.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+    ]
+    structlog.configure(
+        processors=[*shared, *_renderers(format)],
+        wrapper_class=structlog.make_filtering_bound_logger(level),
+        logger_factory=structlog.WriteLoggerFactory(file=sys.stderr),
+        # A cached logger would keep writing to the stderr of an earlier call.
+        cache_logger_on_first_use=False,
+    )
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *_renderers(format)],
+            foreign_pre_chain=[*shared, _name_library],
+        )
+    )
+    # Libraries speak only when something is wrong; their chatter is not ours to forward.
+    logging.basicConfig(handlers=[handler], level=logging.INFO if verbose else logging.WARNING, force=True)
+
+
+def get_logger(name: str) -> FilteringBoundLogger:
+    """The logger of the module ``name``, which stands in every event as ``module``."""
+    return cast(FilteringBoundLogger, structlog.get_logger(module=name.removeprefix("replicator.")))
+
+
+def _renderers(format: LogFormat) -> list[Processor]:
+    # Exceptions become text first, so that redaction sees their messages too.
+    head: list[Processor] = [structlog.processors.format_exc_info, _redact_event]
+    if format == "json":
+        return [*head, structlog.processors.JSONRenderer(ensure_ascii=False, default=_redacted_repr)]
+    return [*head, structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), pad_event_to=0)]
+
+
+def _name_library(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
+    return {**event, "module": event["_record"].name}
+
+
+def _redact_event(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
+    return _redact_mapping(event)
+
+
+def _redact_mapping(mapping: Mapping[str, object]) -> dict[str, object]:
+    return {
+        key: _HIDDEN if _SECRET_NAME.search(str(key)) else _redact_value(value)
+        for key, value in mapping.items()
+    }
+
+
+def _redact_value(value: object) -> object:
+    match value:
+        case str():
+            return redact(value)
+        case None | bool() | int() | float():
+            return value
+        case Mapping():
+            return {
+                key: _HIDDEN if "password" in str(key).lower() else _redact_value(each)
+                for key, each in value.items()
+            }
+        case list() | tuple() | set() | frozenset():
+            return [_redact_value(each) for each in value]
+        case BaseException():
+            return redact(f"{type(value).__name__}: {value}")
+        case _:
+            return redact(str(value))
+
+
+def _redacted_repr(value: object) -> str:
+    return redact(repr(value))
