@@ -1,0 +1,49 @@
+"""pgoutput, the server's logical replication format, and its framing: bytes in, values out, no I/O."""
+
+from replicator.pgoutput.decoder import decode
+from replicator.pgoutput.framing import (
+    PrimaryKeepalive,
+    XLogData,
+    parse_frame,
+    standby_status_update,
+    unix_seconds,
+    wire_microseconds,
+)
+from replicator.pgoutput.messages import (
+    Begin,
+    Commit,
+    Delete,
+    Insert,
+    LogicalMessage,
+    Message,
+    Origin,
+    Relation,
+    RelationColumn,
+    TextField,
+    Truncate,
+    TypeMessage,
+    Update,
+)
+
+__all__ = [
+    "Begin",
+    "Commit",
+    "Delete",
+    "Insert",
+    "LogicalMessage",
+    "Message",
+    "Origin",
+    "PrimaryKeepalive",
+    "Relation",
+    "RelationColumn",
+    "TextField",
+    "Truncate",
+    "TypeMessage",
+    "Update",
+    "XLogData",
+    "decode",
+    "parse_frame",
+    "standby_status_update",
+    "unix_seconds",
+    "wire_microseconds",
+]
