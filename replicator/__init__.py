@@ -1,0 +1,1 @@
+"""Moves a live PostgreSQL database to another server: snapshot, stream, cutover."""

@@ -1,0 +1,1 @@
+"""Phase one: copy every table under one exported snapshot."""
