@@ -21,3 +21,31 @@ UNCHANGED: Final[Field] = b"u"
 def field(value: bytes) -> Field:
     """The field that holds ``value`` (binary wire form of one non-null datum)."""
     return len(value).to_bytes(4, "big") + value
+
+
+# COPY … (FORMAT binary): signature, flags, length of the header extension.
+COPY_HEADER: Final = b"PGCOPY\n\xff\r\n\0" + bytes(8)
+COPY_TRAILER: Final = b"\xff\xff"
+
+
+def split(data: bytes, start: int = 0) -> Row:
+    """The fields of one COPY row: 2-byte column count at ``start``, then the fields."""
+    from_bytes = int.from_bytes
+    count = from_bytes(data[start : start + 2], "big")
+    at = start + 2
+    fields = []
+    for _ in range(count):
+        length = data[at : at + 4]
+        if length == NULL:
+            fields.append(NULL)
+            at += 4
+        else:
+            end = at + 4 + from_bytes(length, "big")
+            fields.append(data[at:end])
+            at = end
+    return tuple(fields)
+
+
+def join(fields: Row) -> bytes:
+    """One COPY row of these fields."""
+    return len(fields).to_bytes(2, "big") + b"".join(fields)

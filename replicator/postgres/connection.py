@@ -1,0 +1,181 @@
+"""Sessions on either server, pinned so that no database, role or service setting can change what we read or write."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any, Literal, LiteralString
+
+import psycopg
+from psycopg import errors, sql
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
+
+from replicator.errors import ConfigError, ReplicatorError, SlotLost, TransientError
+
+Side = Literal["source", "target"]
+Connection = psycopg.Connection[tuple[Any, ...]]
+
+_PINS: dict[str, str] = {
+    "client_encoding": "UTF8",
+    "DateStyle": "ISO",
+    "IntervalStyle": "postgres",
+    "TimeZone": "UTC",
+    "extra_float_digits": "3",
+    "bytea_output": "hex",
+    "search_path": "",
+    "statement_timeout": "0",
+    "lock_timeout": "0",
+    "idle_in_transaction_session_timeout": "0",
+    "idle_session_timeout": "0",
+    "default_transaction_read_only": "off",
+    "default_transaction_isolation": "read committed",
+}
+_PINS_SINCE: dict[int, dict[str, str]] = {170000: {"transaction_timeout": "0"}}
+_SIDE_PINS: dict[Side, dict[str, str]] = {
+    # An error instead of rows that a policy hides silently.
+    "source": {"row_security": "off"},
+    # Feedback confirms what the target has committed: that must be on its disk.
+    "target": {"synchronous_commit": "on"},
+}
+_KEEPALIVE = {"connect_timeout": 10, "keepalives_idle": 10, "keepalives_interval": 5, "keepalives_count": 3}
+
+_TRANSIENT_STATES = (
+    errors.AdminShutdown,
+    errors.CrashShutdown,
+    errors.CannotConnectNow,
+    errors.TooManyConnections,
+    errors.ConnectionException,
+    errors.DeadlockDetected,
+    errors.SerializationFailure,
+    errors.LockNotAvailable,
+    errors.QueryCanceled,
+    errors.DiskFull,
+    errors.OutOfMemory,
+    errors.InsufficientResources,
+    errors.ReadOnlySqlTransaction,
+    errors.ObjectInUse,
+    errors.IdleInTransactionSessionTimeout,
+    errors.SystemError,
+)
+# libpq gives no SQLSTATE for a failed connection attempt, only the server's message.
+_MISCONFIGURED = (
+    ("password authentication failed", "correct the password (PGPASSWORD, a passfile or the DSN)"),
+    ("no password supplied", "give a password through PGPASSWORD, a passfile, a service file or the DSN"),
+    ("no pg_hba.conf entry", "allow this host, role and database in the server's pg_hba.conf"),
+    ("does not exist", "correct the database or role name in the DSN"),
+    ("must be superuser or replication role", "ALTER ROLE … REPLICATION, as described in the README"),
+    ("permission denied to start WAL sender", "ALTER ROLE … REPLICATION, as described in the README"),
+    ("certificate verify failed", "correct sslrootcert or sslmode in the DSN"),
+    ("could not translate host name", "correct the host in the DSN"),
+)
+
+
+def connect(
+    dsn: str, side: Side, *, purpose: str, replication: bool = False, autocommit: bool = True
+) -> Connection:
+    """Open a pinned session. ``purpose`` shows in ``pg_stat_activity`` as ``replicator PURPOSE``.
+
+    Raises:
+        ConfigError: unusable DSN, wrong password, a pooler's address, …
+        TransientError: the server is not reachable now.
+    """
+    if not dsn:
+        raise ConfigError(
+            f"no DSN for the {side}",
+            hint=f"give --{side}, REPLICATOR_{side.upper()}__DSN or [{side}] dsn in the settings",
+        )
+    with translated(side):
+        conninfo = _conninfo(dsn, side, purpose, replication)
+        conn = psycopg.connect(conninfo, autocommit=True, prepare_threshold=None)
+        try:
+            _pin(conn, side, replication)
+        except BaseException:
+            conn.close()
+            raise
+        if not autocommit:
+            conn.autocommit = False
+    return conn
+
+
+def _conninfo(dsn: str, side: Side, purpose: str, replication: bool) -> str:
+    try:
+        given = conninfo_to_dict(dsn)
+    except psycopg.ProgrammingError:
+        # The parser's message quotes the DSN, and with it the password.
+        raise ConfigError(
+            f"the {side} DSN is not a libpq connection string", hint="write postgresql://user@host:5432/database"
+        ) from None
+    _refuse_pooler(side, str(given.get("host", "")), str(given.get("port", "")))
+    parameters: dict[str, Any] = {key: value for key, value in _KEEPALIVE.items() if key not in given}
+    parameters["application_name"] = f"replicator {purpose}"[:63]
+    if replication:
+        parameters["replication"] = "database"
+    return make_conninfo(dsn, **parameters)
+
+
+def _refuse_pooler(side: Side, host: str, port: str) -> None:
+    if "6543" in port.split(",") or "pooler.supabase." in host:
+        raise ConfigError(
+            f"the {side} DSN leads to a connection pooler, which cannot replicate",
+            hint="use the direct connection: db.<ref>.supabase.co, port 5432",
+        )
+
+
+def _pin(conn: Connection, side: Side, replication: bool) -> None:
+    pins = _PINS | _SIDE_PINS[side]
+    for since, more in _PINS_SINCE.items():
+        if conn.info.server_version >= since:
+            pins |= more
+    statement = sql.SQL("; ").join(
+        sql.SQL("SET {} = {}").format(sql.Identifier(name), sql.Literal(value)) for name, value in pins.items()
+    )
+    # Without parameters psycopg uses the simple protocol, the only one a WAL sender speaks.
+    conn.execute(statement)
+    if not replication:
+        conn.execute("SELECT pg_catalog.set_config('search_path', '', false)")
+
+
+@contextlib.contextmanager
+def translated(side: Side) -> Iterator[None]:
+    """Turn the driver's errors into ours, by remedy. Only the server's primary message is kept: details hold values."""
+    try:
+        yield
+    except ReplicatorError:
+        raise
+    except psycopg.Error as exc:
+        raise translate(exc, side) from exc
+
+
+def translate(exc: psycopg.Error, side: Side) -> ReplicatorError:
+    """Our error for a driver's error."""
+    primary = exc.diag.message_primary
+    text = f"{side}: {primary or _first_line(exc)}"
+    if primary and "can no longer get changes from replication slot" in primary:
+        return SlotLost(text, hint="the WAL it needs is gone: `replicator teardown`, then start with a new snapshot")
+    if isinstance(exc, _TRANSIENT_STATES):
+        return TransientError(text)
+    if exc.sqlstate is None and isinstance(exc, psycopg.OperationalError):
+        for fragment, hint in _MISCONFIGURED:
+            if fragment in str(exc):
+                return ConfigError(text, hint=hint)
+        return TransientError(text)
+    if isinstance(exc, errors.InvalidAuthorizationSpecification):
+        return ConfigError(text, hint="correct the role and password of the DSN")
+    if isinstance(exc, errors.InsufficientPrivilege):
+        return ConfigError(text, hint=f"grant the role of the {side} DSN what the README lists under “Roles”")
+    return ReplicatorError(f"{text} ({exc.sqlstate})")
+
+
+def _first_line(exc: psycopg.Error) -> str:
+    lines = str(exc).strip().splitlines()
+    return next((line for line in lines if "FATAL" in line), lines[0] if lines else type(exc).__name__)
+
+
+def query(conn: Connection, statement: LiteralString | sql.SQL | sql.Composed, *parameters: object) -> list[tuple[Any, ...]]:
+    """All rows of one statement."""
+    return conn.execute(statement, parameters or None).fetchall()
+
+
+def table_identifier(name: tuple[str, str]) -> sql.Identifier:
+    """``"schema"."table"``, quoted."""
+    return sql.Identifier(*name)

@@ -1,0 +1,136 @@
+"""COPY in binary format at the speed of libpq: no Python object per value.
+
+Below psycopg's ``Copy`` objects on purpose: their per-row generator costs more than the row itself.
+"""
+
+from __future__ import annotations
+
+import select
+from collections.abc import Iterator
+
+from psycopg import errors, pq, sql
+from psycopg.errors import error_from_result
+
+from replicator.model.row import COPY_HEADER, COPY_TRAILER
+from replicator.postgres.connection import Connection
+
+_CHUNK_BYTES = 1 << 16
+
+
+def copy_out(conn: Connection, statement: sql.Composable) -> Iterator[bytes]:
+    """The rows of ``COPY … TO STDOUT (FORMAT binary)``: column count and fields, header and trailer taken off."""
+    pgconn = conn.pgconn
+    _start(pgconn, statement.as_bytes(conn), pq.ExecStatus.COPY_OUT)
+    get, socket = pgconn.get_copy_data, pgconn.socket
+    first = True
+    while True:
+        length, data = get(1)
+        if length > 0:
+            row = bytes(data)
+            if first:
+                # The header travels in front of the first row, or of the trailer where there is none.
+                row, first = row[len(COPY_HEADER) :], False
+            if row and row != COPY_TRAILER:
+                yield row
+        elif length == 0:
+            select.select([socket], [], [])
+            pgconn.consume_input()
+        else:
+            break
+    _finish(pgconn)
+
+
+class CopyIn:
+    """``COPY … FROM STDIN (FORMAT binary)``: `write` rows, then `finish`. On an error, roll back the transaction."""
+
+    def __init__(self, conn: Connection, statement: sql.Composable) -> None:
+        """Starts at once, inside the connection's current transaction."""
+        self._pgconn = conn.pgconn
+        _start(self._pgconn, statement.as_bytes(conn), pq.ExecStatus.COPY_IN)
+        self._pgconn.nonblocking = 1
+        self._parts: list[bytes] = [COPY_HEADER]
+        self._size = 0
+        self.bytes_written = 0
+
+    def write(self, row: bytes) -> None:
+        """Add one row, or several joined."""
+        self._parts.append(row)
+        self._size += len(row)
+        if self._size >= _CHUNK_BYTES:
+            self._put()
+
+    def finish(self) -> int:
+        """End the COPY; the number of rows that the server took in.
+
+        Raises:
+            psycopg.Error: the server refused a row.
+        """
+        self._parts.append(COPY_TRAILER)
+        self._put()
+        while self._pgconn.put_copy_end() == 0:
+            _wait_writable(self._pgconn)
+        self._flush()
+        self._pgconn.nonblocking = 0
+        return _finish(self._pgconn)
+
+    def cancel(self) -> None:
+        """Give up: the server discards what it got and fails the statement."""
+        self._pgconn.nonblocking = 0
+        self._pgconn.put_copy_end(b"cancelled")
+        while self._pgconn.get_result() is not None:
+            pass
+
+    def _put(self) -> None:
+        data = b"".join(self._parts)
+        self._parts, self._size = [], 0
+        while self._pgconn.put_copy_data(data) == 0:
+            _wait_writable(self._pgconn)
+        self.bytes_written += len(data)
+        self._flush()
+
+    def _flush(self) -> None:
+        while self._pgconn.flush() == 1:
+            _wait_writable(self._pgconn)
+
+
+def _wait_writable(pgconn: pq.abc.PGconn) -> None:
+    readable, _, _ = select.select([pgconn.socket], [pgconn.socket], [])
+    if readable:
+        # The server may be telling why it stopped reading; libpq must take that in, or both sides wait.
+        pgconn.consume_input()
+
+
+def _start(pgconn: pq.abc.PGconn, statement: bytes, expected: pq.ExecStatus) -> None:
+    pgconn.send_query(statement)
+    _wait_for_result(pgconn)
+    result = pgconn.get_result()
+    if result is None or result.status != expected:
+        if result is None:
+            raise errors.OperationalError("the connection was lost before COPY started")
+        _drain(pgconn)
+        raise error_from_result(result)
+
+
+def _finish(pgconn: pq.abc.PGconn) -> int:
+    _wait_for_result(pgconn)
+    result = pgconn.get_result()
+    _drain(pgconn)
+    if result is None:
+        raise errors.OperationalError("the connection was lost during COPY")
+    if result.status != pq.ExecStatus.COMMAND_OK:
+        raise error_from_result(result)
+    return int(result.command_tuples or 0)
+
+
+def _wait_for_result(pgconn: pq.abc.PGconn) -> None:
+    """Wait with `select`, so that other threads go on and signals are handled."""
+    while pgconn.flush() == 1:
+        _wait_writable(pgconn)
+    while pgconn.is_busy():
+        select.select([pgconn.socket], [], [])
+        pgconn.consume_input()
+
+
+def _drain(pgconn: pq.abc.PGconn) -> None:
+    while pgconn.get_result() is not None:
+        pass

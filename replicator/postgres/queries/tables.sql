@@ -1,0 +1,42 @@
+-- One row per table: ordinary and partitioned ones, partitions themselves left out.
+-- Sizes of a partitioned table are the sums over its leaves.
+SELECT
+    n.nspname,
+    c.relname,
+    c.oid::bigint,
+    c.relkind::text,
+    c.reltype::bigint,
+    (SELECT t.typarray::bigint FROM pg_catalog.pg_type t WHERE t.oid = c.reltype),
+    c.relreplident::text,
+    c.relrowsecurity,
+    pg_catalog.pg_get_userbyid(c.relowner)::text,
+    coalesce((
+        SELECT pg_catalog.array_agg(a.attname::text ORDER BY k.position)
+        FROM pg_catalog.pg_index i
+        CROSS JOIN LATERAL unnest(i.indkey::int2[]) WITH ORDINALITY AS k (attnum, position)
+        JOIN pg_catalog.pg_attribute a ON a.attrelid = c.oid AND a.attnum = k.attnum
+        WHERE i.indrelid = c.oid AND i.indisprimary AND k.position <= i.indnkeyatts
+    ), '{}'),
+    coalesce((
+        SELECT pg_catalog.array_agg(a.attname::text ORDER BY k.position)
+        FROM pg_catalog.pg_index i
+        CROSS JOIN LATERAL unnest(i.indkey::int2[]) WITH ORDINALITY AS k (attnum, position)
+        JOIN pg_catalog.pg_attribute a ON a.attrelid = c.oid AND a.attnum = k.attnum
+        WHERE i.indrelid = c.oid AND i.indisreplident AND k.position <= i.indnkeyatts
+    ), '{}'),
+    leaves.rows,
+    leaves.bytes
+FROM pg_catalog.pg_class c
+JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+CROSS JOIN LATERAL (
+    SELECT
+        coalesce(sum(greatest(l.reltuples, 0)), 0)::bigint AS rows,
+        coalesce(sum(pg_catalog.pg_table_size(l.oid)), 0)::bigint AS bytes
+    FROM pg_catalog.pg_class l
+    WHERE l.relkind = 'r'
+      AND (l.oid = c.oid OR c.relkind = 'p' AND l.oid IN (SELECT relid FROM pg_catalog.pg_partition_tree(c.oid)))
+) AS leaves
+WHERE c.relkind IN ('r', 'p')
+  AND NOT c.relispartition
+  AND c.relpersistence = 'p'
+  AND (n.nspname, c.relname) IN (SELECT s, t FROM unnest(%s::text[], %s::text[]) AS wanted (s, t))

@@ -1,0 +1,93 @@
+-- Our own state. Not readable by others: id_map holds e-mail addresses.
+CREATE SCHEMA IF NOT EXISTS replicator;
+REVOKE ALL ON SCHEMA replicator FROM PUBLIC;
+
+CREATE TABLE replicator.migration (
+    version integer PRIMARY KEY,
+    applied_at timestamptz NOT NULL DEFAULT now()
+);
+
+-- One row per slot. applied_lsn moves in the same transaction as the rows, and nothing else says what has been applied.
+CREATE TABLE replicator.checkpoint (
+    slot text PRIMARY KEY,
+    applied_lsn pg_lsn NOT NULL,
+    commit_time timestamptz,                -- source commit time of the last applied transaction
+    system_identifier text NOT NULL,        -- which source cluster …
+    database text NOT NULL,                 -- … and database this position belongs to
+    phase text NOT NULL CHECK (phase IN ('new', 'copying', 'catching_up', 'streaming', 'cutting_over', 'cut_over')),
+    fence text,                             -- token of the last fence that the stream delivered
+    lag_seconds double precision,
+    problem text,                           -- why the service stopped or is retrying; no row values
+    map_version bigint NOT NULL DEFAULT 0,  -- raised by whoever changes id_map from outside the service
+    updated_at timestamptz NOT NULL DEFAULT now()
+) WITH (fillfactor = 50);
+
+CREATE TABLE replicator.table_state (
+    slot text NOT NULL,
+    table_schema text NOT NULL,
+    table_name text NOT NULL,
+    -- copy_requested: `snapshot --table` asks the running service to copy it again
+    state text NOT NULL CHECK (state IN ('pending', 'copying', 'copied', 'copy_requested')),
+    attempt integer NOT NULL DEFAULT 0,     -- fences off a copy that outlived its process
+    snapshot_lsn pg_lsn,                    -- consistent point of the snapshot that the rows came from
+    columns text[],                         -- source columns at that time: a newer one without a home is news
+    rows_copied bigint NOT NULL DEFAULT 0,
+    bytes_copied bigint NOT NULL DEFAULT 0,
+    rows_applied bigint NOT NULL DEFAULT 0,
+    started_at timestamptz,
+    finished_at timestamptz,
+    PRIMARY KEY (slot, table_schema, table_name)
+) WITH (fillfactor = 50);
+
+CREATE TABLE replicator.id_map (
+    map text NOT NULL,
+    source_id text NOT NULL,
+    target_id text NOT NULL,
+    email text,
+    created_at timestamptz NOT NULL DEFAULT now(),
+    retain_until timestamptz,
+    PRIMARY KEY (map, source_id)
+);
+CREATE INDEX id_map_target_id ON replicator.id_map (map, target_id);
+
+CREATE TABLE replicator.unmapped_id (
+    map text NOT NULL,
+    table_schema text NOT NULL,
+    table_name text NOT NULL,
+    column_name text NOT NULL,
+    source_id text NOT NULL,
+    first_seen timestamptz NOT NULL DEFAULT now(),
+    PRIMARY KEY (map, source_id, table_schema, table_name, column_name)
+);
+
+CREATE TABLE replicator.deferred_index (
+    index_schema text NOT NULL,
+    index_name text NOT NULL,
+    table_schema text NOT NULL,
+    table_name text NOT NULL,
+    definition text NOT NULL,
+    state text NOT NULL CHECK (state IN ('dropped', 'rebuilt')),
+    PRIMARY KEY (index_schema, index_name)
+);
+
+CREATE TABLE replicator.quarantine (
+    id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    table_schema text NOT NULL,
+    table_name text NOT NULL,
+    key text NOT NULL,
+    change bytea NOT NULL,
+    error text NOT NULL,
+    lsn pg_lsn NOT NULL,
+    created_at timestamptz NOT NULL DEFAULT now()
+);
+
+CREATE TABLE replicator.cutover_step (
+    slot text NOT NULL,
+    step text NOT NULL,
+    position integer NOT NULL,
+    state text NOT NULL CHECK (state IN ('pending', 'running', 'done', 'failed', 'undone')),
+    started_at timestamptz,
+    finished_at timestamptz,
+    detail jsonb NOT NULL DEFAULT '{}',
+    PRIMARY KEY (slot, step)
+);

@@ -1,0 +1,193 @@
+"""The replicator's state in schema ``replicator`` of the target: checkpoint, table states, the writer's lock.
+
+The commands talk to the running service only through this schema, so they work from any host and survive restarts.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from importlib.resources import files
+from typing import LiteralString, cast
+
+from replicator.errors import StateError
+from replicator.model.lsn import Lsn
+from replicator.model.schema import TableName
+from replicator.postgres.connection import Connection, query, translated
+
+PHASES = ("new", "copying", "catching_up", "streaming", "cutting_over", "cut_over")
+
+# The first key of our advisory locks: "repl" as a big-endian integer.
+_LOCK_CLASS = 0x7265706C
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """How far the target is: the row of ``replicator.checkpoint``."""
+
+    slot: str
+    applied_lsn: Lsn  # end of the last applied commit
+    commit_time: dt.datetime | None
+    system_identifier: str
+    database: str
+    phase: str
+    fence: str | None
+    lag_seconds: float | None
+    problem: str | None
+    map_version: int
+    updated_at: dt.datetime
+
+
+@dataclass(frozen=True, slots=True)
+class TableState:
+    """One row of ``replicator.table_state``; ``name`` is the target table."""
+
+    name: TableName
+    state: str
+    attempt: int
+    snapshot_lsn: Lsn | None
+    columns: tuple[str, ...]
+    rows_copied: int
+    bytes_copied: int
+    rows_applied: int
+
+
+def migrate(conn: Connection) -> None:
+    """Bring schema ``replicator`` to this version's shape; safe to call at every start and from several processes."""
+    with translated("target"), conn.transaction():
+        conn.execute("SELECT pg_catalog.pg_advisory_xact_lock(%s, 0)", (_LOCK_CLASS,))
+        done: set[int] = set()
+        if exists(conn):
+            done = {version for (version,) in query(conn, "SELECT version FROM replicator.migration")}
+        scripts = sorted(files("replicator.target").joinpath("migrations").iterdir(), key=lambda path: path.name)
+        for script in scripts:
+            version = int(script.name.split("_")[0])
+            if version not in done:
+                conn.execute(cast(LiteralString, script.read_text("utf-8")))  # type: ignore[redundant-cast]
+                conn.execute("INSERT INTO replicator.migration (version) VALUES (%s)", (version,))
+
+
+def exists(conn: Connection) -> bool:
+    """Whether this target has our state."""
+    [(found,)] = query(conn, "SELECT pg_catalog.to_regclass('replicator.migration') IS NOT NULL")
+    return bool(found)
+
+
+def drop(conn: Connection) -> None:
+    """Remove schema ``replicator`` with everything in it."""
+    conn.execute("DROP SCHEMA IF EXISTS replicator CASCADE")
+
+
+def lock_writer(conn: Connection, slot: str) -> None:
+    """Become the only writer for ``slot``, for as long as this session lives.
+
+    Raises:
+        StateError: another replicator holds the lock.
+    """
+    [(locked,)] = query(
+        conn, "SELECT pg_catalog.pg_try_advisory_lock(%s, pg_catalog.hashtext(%s))", _LOCK_CLASS, slot
+    )
+    if not locked:
+        raise StateError(
+            f"another replicator is already running for slot {slot}",
+            hint="stop it first, or watch it with `replicator status`",
+        )
+
+
+def writer_is_running(conn: Connection, slot: str) -> bool:
+    """Whether some session of this database holds the writer's lock for ``slot``."""
+    [(running,)] = query(
+        conn,
+        """
+        SELECT EXISTS (
+            SELECT FROM pg_catalog.pg_locks
+            WHERE locktype = 'advisory' AND granted AND objsubid = 2
+              AND classid = %s::bigint::oid AND objid = (pg_catalog.hashtext(%s)::bigint & 4294967295)::oid
+              AND database = (SELECT oid FROM pg_catalog.pg_database WHERE datname = pg_catalog.current_database()))
+        """,
+        _LOCK_CLASS,
+        slot,
+    )
+    return bool(running)
+
+
+def load_checkpoint(conn: Connection, slot: str) -> Checkpoint | None:
+    """The checkpoint of ``slot``; None before the first snapshot began."""
+    rows = query(
+        conn,
+        """
+        SELECT slot, applied_lsn::text, commit_time, system_identifier, database, phase, fence, lag_seconds, problem,
+               map_version, updated_at
+        FROM replicator.checkpoint WHERE slot = %s
+        """,
+        slot,
+    )
+    for name, lsn, *rest in rows:
+        return Checkpoint(name, Lsn.parse(lsn), *rest)
+    return None
+
+
+def create_checkpoint(conn: Connection, slot: str, lsn: Lsn, system_identifier: str, database: str) -> None:
+    """Record a slot's consistent point, in phase ``copying``: from here on the stream is ours to apply."""
+    conn.execute(
+        """
+        INSERT INTO replicator.checkpoint (slot, applied_lsn, system_identifier, database, phase)
+        VALUES (%s, %s::pg_lsn, %s, %s, 'copying')
+        """,
+        (slot, str(lsn), system_identifier, database),
+    )
+
+
+def set_phase(conn: Connection, slot: str, phase: str) -> None:
+    """Move to another phase."""
+    conn.execute(
+        "UPDATE replicator.checkpoint SET phase = %s, updated_at = clock_timestamp() WHERE slot = %s", (phase, slot)
+    )
+
+
+def set_problem(conn: Connection, slot: str, problem: str | None) -> None:
+    """Tell `status` why the service is not getting on; None: all is well again."""
+    conn.execute("UPDATE replicator.checkpoint SET problem = %s WHERE slot = %s", (problem, slot))
+
+
+def load_table_states(conn: Connection, slot: str) -> dict[TableName, TableState]:
+    """The state of every table of ``slot``, by target table."""
+    rows = query(
+        conn,
+        """
+        SELECT table_schema, table_name, state, attempt, snapshot_lsn::text, coalesce(columns, '{}'),
+               rows_copied, bytes_copied, rows_applied
+        FROM replicator.table_state WHERE slot = %s ORDER BY table_schema, table_name
+        """,
+        slot,
+    )
+    return {
+        (schema, name): TableState(
+            (schema, name), state, attempt, Lsn.parse(lsn) if lsn else None, tuple(columns), copied, size, applied
+        )
+        for schema, name, state, attempt, lsn, columns, copied, size, applied in rows
+    }
+
+
+def add_table_states(conn: Connection, slot: str, names: Iterable[TableName]) -> None:
+    """Enter tables that are not known yet as ``pending``."""
+    conn.cursor().executemany(
+        """
+        INSERT INTO replicator.table_state (slot, table_schema, table_name, state) VALUES (%s, %s, %s, 'pending')
+        ON CONFLICT DO NOTHING
+        """,
+        [(slot, schema, name) for schema, name in names],
+    )
+
+
+def add_rows_applied(conn: Connection, slot: str, rows: Mapping[TableName, int]) -> None:
+    """Add to the counts of applied changes."""
+    conn.execute(
+        """
+        UPDATE replicator.table_state t SET rows_applied = rows_applied + n.rows
+        FROM unnest(%s::text[], %s::text[], %s::bigint[]) AS n (table_schema, table_name, rows)
+        WHERE t.slot = %s AND t.table_schema = n.table_schema AND t.table_name = n.table_name
+        """,
+        ([schema for schema, _ in rows], [name for _, name in rows], list(rows.values()), slot),
+    )
