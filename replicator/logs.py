@@ -6,7 +6,7 @@ import logging
 import re
 import sys
 from collections.abc import Mapping
-from typing import Final, Literal, cast
+from typing import Final, Literal, TextIO, cast
 
 import structlog
 from structlog.typing import EventDict, FilteringBoundLogger, Processor, WrappedLogger
@@ -34,8 +34,18 @@ def redact(text: str) -> str:
     return _KEYWORD_PASSWORD.sub(rf"\g<head>{_HIDDEN}", text)
 
 
+class _Stderr:
+    """``sys.stderr`` as it is at the time of writing: a progress bar or a caller may have put another in place."""
+
+    def write(self, text: str) -> int:
+        return sys.stderr.write(text)
+
+    def flush(self) -> None:
+        sys.stderr.flush()
+
+
 def configure(format: LogFormat = "console", verbose: bool = False) -> None:
-    """Send all logs, the standard library's included, to the present ``sys.stderr``.
+    """Send all logs, the standard library's included, to stderr.
 
     Args:
         format: ``console`` for people (coloured on a terminal), ``json`` for one object a line.
@@ -50,11 +60,11 @@ def configure(format: LogFormat = "console", verbose: bool = False) -> None:
     structlog.configure(
         processors=[*shared, *_renderers(format)],
         wrapper_class=structlog.make_filtering_bound_logger(level),
-        logger_factory=structlog.WriteLoggerFactory(file=sys.stderr),
-        # A cached logger would keep writing to the stderr of an earlier call.
+        logger_factory=structlog.WriteLoggerFactory(file=cast(TextIO, _Stderr())),
+        # A cached logger would keep the format of an earlier call.
         cache_logger_on_first_use=False,
     )
-    handler = logging.StreamHandler(sys.stderr)
+    handler = logging.StreamHandler(_Stderr())
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *_renderers(format)],
@@ -87,10 +97,7 @@ def _redact_event(_logger: WrappedLogger, _method: str, event: EventDict) -> Eve
 
 
 def _redact_mapping(mapping: Mapping[str, object]) -> dict[str, object]:
-    return {
-        key: _HIDDEN if _SECRET_NAME.search(str(key)) else _redact_value(value)
-        for key, value in mapping.items()
-    }
+    return {key: _HIDDEN if _SECRET_NAME.search(str(key)) else _redact_value(value) for key, value in mapping.items()}
 
 
 def _redact_value(value: object) -> object:
@@ -101,8 +108,7 @@ def _redact_value(value: object) -> object:
             return value
         case Mapping():
             return {
-                key: _HIDDEN if "password" in str(key).lower() else _redact_value(each)
-                for key, each in value.items()
+                key: _HIDDEN if "password" in str(key).lower() else _redact_value(each) for key, each in value.items()
             }
         case list() | tuple() | set() | frozenset():
             return [_redact_value(each) for each in value]
