@@ -1,0 +1,1 @@
+"""The demo: embedded servers, sample data and live writers; tests share them."""

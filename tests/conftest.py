@@ -1,0 +1,141 @@
+"""Servers, fresh databases and the soak option; see `tests.pairs` for where servers come from."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import secrets
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+from replicator.demo.servers import Server, find_installations
+from tests.pairs import Servers, TestServer, available_pairs, drop_database, environment_dsns
+
+_NUMBER = itertools.count(1)
+_TOKEN = secrets.token_hex(3)
+
+_PAIRS = available_pairs()
+_IDS = ["env"] if environment_dsns() else [f"{source}to{target}" for source, target in _PAIRS]
+
+# For @pytest.mark.parametrize("pair", ALL_PAIRS, indirect=True): the test's ID states the versions.
+ALL_PAIRS = [pytest.param(pair, id=name) for pair, name in zip(_PAIRS, _IDS, strict=True)] or [
+    pytest.param(None, id="none")
+]
+# The majors on which schema-level tests run: @pytest.mark.parametrize("database", ALL_MAJORS, indirect=True).
+ALL_MAJORS = [pytest.param(major, id=f"pg{major}") for major in sorted({m for p in _PAIRS for m in p})] or [
+    pytest.param(None, id="none")
+]
+
+
+@dataclass
+class DatabasePair:
+    """A source and a target server with one fresh, empty database on each."""
+
+    source: Any  # TestServer; a Server in own_servers
+    target: Any
+    source_dsn: str
+    target_dsn: str
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--soak", action="store_true", help="run the tests that take minutes too")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("--soak"):
+        return
+    soak = [item for item in items if item.get_closest_marker("soak")]
+    if soak:
+        config.hook.pytest_deselected(items=soak)
+        items[:] = [item for item in items if item not in soak]
+
+
+def no_server(reason: str) -> None:
+    """Skip; in CI fail, since there a skipped test would go unnoticed."""
+    if os.environ.get("CI", "").lower() in ("1", "true"):
+        pytest.fail(reason)
+    pytest.skip(reason)
+
+
+def _majors(request: pytest.FixtureRequest) -> tuple[int, int]:
+    pair: tuple[int, int] | None = getattr(request, "param", _PAIRS[0] if _PAIRS else None)
+    if pair is None:
+        no_server("no PostgreSQL server: neither in the environment, nor Docker, nor programs here")
+    assert pair is not None
+    return pair
+
+
+@pytest.fixture(scope="session")
+def servers() -> Iterator[Servers]:
+    """The session's shared servers: ``servers.get(16)``. Nobody may restart or stop them."""
+    servers = Servers()
+    yield servers
+    servers.close()
+
+
+@pytest.fixture
+def fresh_database(servers: Servers) -> Iterator[Callable[[TestServer], str]]:
+    """``fresh_database(server)`` → DSN of a new empty database, dropped with its slots after the test."""
+    made: list[tuple[TestServer, str]] = []
+
+    def create(server: TestServer) -> str:
+        name = f"test_{_TOKEN}_{next(_NUMBER)}"
+        made.append((server, name))
+        return server.create_database(name)
+
+    yield create
+    for server, name in reversed(made):
+        drop_database(server, name)
+
+
+@pytest.fixture
+def pair(request: pytest.FixtureRequest, servers: Servers, fresh_database: Callable[[TestServer], str]) -> DatabasePair:
+    """Fresh databases on the default pair of servers (16 → 18), or on the one it is parametrized with."""
+    source, target = servers.pair(*_majors(request))
+    return DatabasePair(source, target, fresh_database(source), fresh_database(target))
+
+
+@pytest.fixture
+def database(request: pytest.FixtureRequest, servers: Servers, fresh_database: Callable[[TestServer], str]) -> str:
+    """DSN of one fresh database, on the default source or on the major it is parametrized with."""
+    major = getattr(request, "param", None)
+    if major is None or environment_dsns() is not None:
+        source, target = servers.pair(*_majors_default())
+        return fresh_database(target if major == target.major else source)
+    return fresh_database(servers.get(major))
+
+
+def _majors_default() -> tuple[int, int]:
+    if not _PAIRS:
+        no_server("no PostgreSQL server: neither in the environment, nor Docker, nor programs here")
+    return _PAIRS[0]
+
+
+@pytest.fixture
+def start_server() -> Iterator[Callable[..., Server]]:
+    """``start_server(16, settings={…}, durable=True)`` → a private server, removed after the test."""
+    started: list[Server] = []
+
+    def start(major: int, **options: Any) -> Server:
+        if environment_dsns() is not None:
+            pytest.skip("the servers named in the environment are not ours to restart")
+        if major not in find_installations():
+            no_server(f"no programs of PostgreSQL {major} here: restarting needs the processes themselves")
+        server = Server.start(major, **options)
+        started.append(server)
+        return server
+
+    yield start
+    for server in reversed(started):
+        server.remove()
+
+
+@pytest.fixture
+def own_servers(request: pytest.FixtureRequest, start_server: Callable[..., Server]) -> DatabasePair:
+    """Like `pair`, on freshly started private servers: for tests that stop, kill or pause them."""
+    source_major, target_major = _majors(request)
+    source, target = start_server(source_major), start_server(target_major)
+    return DatabasePair(source, target, source.create_database("app"), target.create_database("app"))
