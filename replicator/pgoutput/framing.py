@@ -27,7 +27,7 @@ _US_PER_S: Final = 1_000_000
 class XLogData:
     """``w``: one pgoutput message in ``payload``.
 
-    ``wal_start`` is the message's place in the WAL, but 0 for one that only prepares the next (Relation, Type).
+    ``wal_start`` is the message's place in the WAL, or 0 if it only prepares the next one (Relation, Type).
     ``wal_end`` repeats it: logical replication does not say here how far the server has got.
     """
 

@@ -1,6 +1,6 @@
 """The messages of pgoutput, protocol version 1, in PostgreSQL's own words.
 
-Times are microseconds since 2000-01-01 UTC, as on the wire (see ``framing.unix_seconds``). OIDs are the source's.
+Times are microseconds since 2000-01-01 UTC, as on the wire (``framing.unix_seconds``). OIDs are the source's.
 """
 
 from __future__ import annotations
