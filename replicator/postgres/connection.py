@@ -171,7 +171,10 @@ def _first_line(exc: psycopg.Error) -> str:
     return next((line for line in lines if "FATAL" in line), lines[0] if lines else type(exc).__name__)
 
 
-def query(conn: Connection, statement: LiteralString | sql.SQL | sql.Composed, *parameters: object) -> list[tuple[Any, ...]]:
+Statement = LiteralString | sql.SQL | sql.Composed
+
+
+def query(conn: Connection, statement: Statement, *parameters: object) -> list[tuple[Any, ...]]:
     """All rows of one statement."""
     return conn.execute(statement, parameters or None).fetchall()
 

@@ -1,0 +1,41 @@
+"""The routes of a run: both catalogs read, the settings applied."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from replicator.config import Settings
+from replicator.errors import SchemaMismatch
+from replicator.postgres.catalog import list_tables, load_tables
+from replicator.postgres.connection import Connection, translated
+from replicator.routing.route import Fault, Route, plan_routes
+
+
+def load_routes(settings: Settings, source: Connection, target: Connection) -> tuple[list[Route], list[Fault]]:
+    """The routes that the settings ask for, and why some cannot be. Reads the catalogs of both sides."""
+    with translated("source"):
+        specs = settings.route_specs(list_tables(source))
+        sources = load_tables(source, [spec.source for spec in specs])
+    with translated("target"):
+        targets = load_tables(target, [spec.target for spec in specs])
+    return plan_routes(specs, sources, targets, settings.map_specs)
+
+
+def require_routes(settings: Settings, source: Connection, target: Connection) -> list[Route]:
+    """The routes, all of them sound.
+
+    Raises:
+        SchemaMismatch: one line per fault.
+    """
+    routes, faults = load_routes(settings, source, target)
+    refuse_faults(faults)
+    if not routes:
+        raise SchemaMismatch("there is nothing to replicate", hint="name the tables in the settings")
+    return routes
+
+
+def refuse_faults(faults: Sequence[Fault]) -> None:
+    """Raise SchemaMismatch naming every fault, if there are any."""
+    if faults:
+        lines = "\n".join(f"{'.'.join(fault.table)}: {fault.message} — {fault.remedy}" for fault in faults)
+        raise SchemaMismatch(lines, hint="`replicator plan` shows every route")
