@@ -31,7 +31,7 @@ from replicator.pgoutput import (
     decode,
 )
 from tests.pgoutput.fuzz_decoder import mutate
-from tests.pgoutput.wire import COLUMNS, KEY, LSN, ROW, SAMPLES, encode, text_field
+from tests.pgoutput.wire import COLUMNS, SAMPLES, encode, text_field
 
 each_sample = pytest.mark.parametrize("message", SAMPLES, ids=lambda message: type(message).__name__)
 
@@ -267,5 +267,3 @@ def test_random_bytes_decode_or_are_refused(kind, rest):
 def test_no_field_is_lost_in_a_wide_row():
     row = tuple(field(str(number).encode()) for number in range(1600))
     assert decode(encode(Insert(1, row))) == Insert(1, row)
-    assert decode(encode(Update(1, KEY, True, ROW))) == Update(1, KEY, True, ROW)
-    assert LSN == 2**64 - 2
