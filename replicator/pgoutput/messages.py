@@ -132,6 +132,4 @@ class LogicalMessage:
     content: bytes
 
 
-Message = (
-    Begin | Commit | Origin | Relation | TypeMessage | Insert | Update | Delete | Truncate | LogicalMessage
-)
+Message = Begin | Commit | Origin | Relation | TypeMessage | Insert | Update | Delete | Truncate | LogicalMessage
