@@ -24,6 +24,7 @@ FLOORS = {
     "replicator.postgres": 2,
     "replicator.source": 2,
     "replicator.target": 2,
+    "replicator.routes": 2,
     "snapshot": 3,
     "replicator.stream": 3,
     "replicator.users": 3,
@@ -31,6 +32,10 @@ FLOORS = {
     "replicator.service": 4,
     "replicator.verify": 4,
     "replicator.web": 4,
+    "replicator.preflight": 4,
+    "replicator.status": 4,
+    "replicator.monitor": 4,
+    "replicator.teardown": 4,
     "replicator.cli": 5,
     "replicator.demo": 5,
     "replicator.__main__": 6,
@@ -40,12 +45,20 @@ LEVEL = {
     ("replicator.service", "replicator.cutover"),
     ("replicator.service", "replicator.verify"),
     ("replicator.service", "replicator.web"),
+    ("replicator.service", "replicator.monitor"),
+    ("replicator.monitor", "replicator.status"),
     ("replicator.cutover", "replicator.verify"),
     ("replicator.cli", "replicator.demo"),  # the `demo` command
 }
 LEVEL |= {  # floor 2: both sides stand on the shared room, and everybody may log, count and read settings
     (room, shared)
-    for room in ("replicator.source", "replicator.target", "replicator.postgres", "replicator.config")
+    for room in (
+        "replicator.source",
+        "replicator.target",
+        "replicator.postgres",
+        "replicator.config",
+        "replicator.routes",
+    )
     for shared in ("replicator.postgres", "replicator.config", "replicator.metrics", "replicator.logs")
 }
 MAY_IMPORT_SNAPSHOT = {"snapshot", "replicator.service", "replicator.cli", "replicator.demo"}
