@@ -8,12 +8,11 @@ at 0, so that an alert on ``rate()`` sees the first increment.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from importlib.metadata import PackageNotFoundError, version
 from typing import Final
 
 from prometheus_client import Counter, Gauge, Histogram, disable_created_metrics
 
-from replicator import errors
+from replicator import __version__, errors
 from replicator.model.change import Op
 
 # A `_created` gauge beside every counter doubles the exposition and helps nobody here.
@@ -44,12 +43,8 @@ LAG_SECONDS: Final = Gauge(
     "replicator_lag_seconds",
     "Now minus the source commit time of the last applied transaction; 0 if none is pending.",
 )
-RECEIVED_LSN_BYTES: Final = Gauge(
-    "replicator_received_lsn_bytes", "Last WAL position received, as a byte offset."
-)
-APPLIED_LSN_BYTES: Final = Gauge(
-    "replicator_applied_lsn_bytes", "Checkpoint on the target, as a byte offset."
-)
+RECEIVED_LSN_BYTES: Final = Gauge("replicator_received_lsn_bytes", "Last WAL position received, as a byte offset.")
+APPLIED_LSN_BYTES: Final = Gauge("replicator_applied_lsn_bytes", "Checkpoint on the target, as a byte offset.")
 LAST_COMMIT_TIMESTAMP_SECONDS: Final = Gauge(
     "replicator_last_commit_timestamp_seconds",
     "Source commit time of the last applied transaction, Unix time.",
@@ -80,17 +75,11 @@ SNAPSHOT_TABLE_STATE: Final = Gauge(
 )
 
 # Rows that need a person
-UNMAPPED_IDS: Final = Counter(
-    "replicator_unmapped_ids", "Source IDs first seen without a target ID.", ["map"]
-)
-QUARANTINED_ROWS: Final = Counter(
-    "replicator_quarantined_rows", "Changes that the target refused.", ["table"]
-)
+UNMAPPED_IDS: Final = Counter("replicator_unmapped_ids", "Source IDs first seen without a target ID.", ["map"])
+QUARANTINED_ROWS: Final = Counter("replicator_quarantined_rows", "Changes that the target refused.", ["table"])
 
 # Slot
-SLOT_RETAINED_BYTES: Final = Gauge(
-    "replicator_slot_retained_bytes", "WAL that the source keeps for the slot."
-)
+SLOT_RETAINED_BYTES: Final = Gauge("replicator_slot_retained_bytes", "WAL that the source keeps for the slot.")
 SLOT_SAFE_BYTES: Final = Gauge(
     "replicator_slot_safe_bytes",
     "WAL that can still be written before the slot may be lost; +Inf if unlimited.",
@@ -183,13 +172,6 @@ def init_maps(names: Iterable[str]) -> None:
         UNMAPPED_IDS.labels(map=name)
 
 
-def _installed_version() -> str:
-    try:
-        return version("replicator")
-    except PackageNotFoundError:  # run from a source tree that was never installed
-        return "unknown"
-
-
 def _init_known() -> None:
     for phase in PHASES:
         PHASE.labels(phase=phase)
@@ -205,7 +187,7 @@ def _init_known() -> None:
     # Until the slot has been looked at, "no limit known" must not read as "lost in 0 seconds".
     SLOT_SAFE_BYTES.set(float("inf"))
     SLOT_SECONDS_UNTIL_LOST.set(float("inf"))
-    BUILD_INFO.labels(version=_installed_version()).set(1)
+    BUILD_INFO.labels(version=__version__).set(1)
 
 
 _init_known()

@@ -1,0 +1,52 @@
+# All that a developer does. Every target sets up what it needs; `make help` lists them.
+
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+ARGS   ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint format soak bench constraints clean
+
+help:  ## show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: $(STAMP)  ## two embedded PostgreSQL servers, live writers, snapshot to cutover; ARGS="--rows 100000"
+	$(BIN)/replicator demo $(ARGS)
+
+test: lint $(BIN)/promtool  ## lint, types and all tests but the long ones; ARGS="-k name"
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(STAMP)  ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(STAMP)  ## rewrite the code as ruff formats it
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+soak: $(STAMP)  ## the tests that take minutes
+	$(BIN)/python -m pytest --soak -m soak $(ARGS)
+
+bench: $(STAMP)  ## the benchmarks side by side with other ways to move the same rows
+	$(BIN)/python -m bench $(ARGS)
+
+constraints: $(STAMP)  ## upgrade all dependencies and pin what was installed
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet --upgrade --upgrade-strategy eager -e '.[dev]'
+	$(BIN)/python -m pip freeze --exclude-editable --exclude pip --exclude setuptools > constraints.txt
+
+clean:  ## remove the environment, caches and build output
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12 …")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet -c constraints.txt -e '.[dev]'
+	touch $@
+
+# The tests of deploy/ say what is missing if this finds none: skipped here, failed in CI.
+$(BIN)/promtool: | $(STAMP)
+	-deploy/get-promtool.sh $@
