@@ -4,6 +4,23 @@ Both sides have the same 23 tables; the source adds Supabase's ``auth.users`` an
 target splits ``sensor_readings`` into monthly partitions.
 """
 
-from replicator.demo.freshtrack.schema import TABLES
+from replicator.demo.freshtrack.generator import generate, write_map_file
+from replicator.demo.freshtrack.schema import (
+    EXTRA_TABLES,
+    TABLES,
+    extras_schema,
+    settings_toml,
+    source_schema,
+    target_schema,
+)
 
-__all__ = ["TABLES"]
+__all__ = [
+    "EXTRA_TABLES",
+    "TABLES",
+    "extras_schema",
+    "generate",
+    "settings_toml",
+    "source_schema",
+    "target_schema",
+    "write_map_file",
+]
