@@ -21,7 +21,7 @@ disable_created_metrics()  # type: ignore[no-untyped-call]  # the library left i
 PHASES: Final = ("new", "copying", "catching_up", "streaming", "cutting_over", "cut_over")
 SIDES: Final = ("source", "target")
 WAL_STATUSES: Final = ("reserved", "extended", "unreserved", "lost")  # pg_replication_slots.wal_status
-TABLE_STATES: Final = ("pending", "copying", "indexing", "copied")
+TABLE_STATES: Final = ("pending", "copying", "copied", "copy_requested")  # replicator.table_state.state
 CUTOVER_STEPS: Final = ("check", "freeze", "fence", "drain", "sequences", "indexes", "verify", "finalize")
 CUTOVER_STATES: Final = ("pending", "running", "done", "failed", "undone")
 OTHER_ERROR: Final = "Other"  # the `kind` of an exception that is none of ours
