@@ -13,10 +13,13 @@ from replicator.demo.freshtrack.schema import (
     source_schema,
     target_schema,
 )
+from replicator.demo.freshtrack.workload import Stats, Workload
 
 __all__ = [
     "EXTRA_TABLES",
     "TABLES",
+    "Stats",
+    "Workload",
     "extras_schema",
     "generate",
     "settings_toml",
