@@ -5,6 +5,8 @@ A message names the table, column or LSN at fault and never holds a value of a r
 
 from __future__ import annotations
 
+from typing import Any
+
 
 class ReplicatorError(Exception):
     """Base of all our errors: what is wrong, and (``hint``) what to do about it."""
@@ -21,6 +23,8 @@ class ConfigError(ReplicatorError):
 
 class TransientError(ReplicatorError):
     """A connection was lost or a server is not up: retry with backoff."""
+
+    advanced: bool = False  # whether something was committed before it: then the next retry comes at once
 
 
 class ProtocolError(ReplicatorError):
@@ -41,6 +45,8 @@ class StateError(ReplicatorError):
 
 class UnmappedId(ReplicatorError):
     """A user ID has no target ID and the policy says stop."""
+
+    unmapped: frozenset[Any] = frozenset()  # routing.idmap.Unmapped: what to record for the operator
 
 
 class RowRejected(ReplicatorError):

@@ -135,6 +135,10 @@ class IdMaps:
         """What ``source_id`` maps to, as text."""
         return self._texts.get(name, {}).get(source_id)
 
+    def entries(self, name: str) -> Iterable[tuple[str, str]]:
+        """(source ID, target ID) of a map, as text."""
+        return list(self._texts.get(name, {}).items())
+
     def change(self, name: str, source_id: str, target_id: str | None) -> None:
         """Set an entry, or remove it (``target_id`` None), for columns of every type."""
         texts = self._texts.setdefault(name, {})

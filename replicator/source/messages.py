@@ -7,7 +7,6 @@ from replicator.postgres.connection import Connection, query
 
 PREFIX = "replicator"
 FENCE = b"fence:"
-HEARTBEAT = b"heartbeat"
 
 
 def emit_fence(conn: Connection, token: str) -> Lsn:
@@ -20,6 +19,9 @@ def emit_fence(conn: Connection, token: str) -> Lsn:
 
 
 def emit_heartbeat(conn: Connection) -> Lsn:
-    """Write a non-transactional message, so that an idle source's slot moves and its lag is measured."""
-    [(lsn,)] = query(conn, "SELECT pg_catalog.pg_logical_emit_message(false, %s, 'heartbeat')::text", PREFIX)
+    """Write a message of its own transaction, so that an idle source's slot moves and its lag is measured.
+
+    Transactional, because its commit flushes the WAL: a message alone would wait for the WAL writer.
+    """
+    [(lsn,)] = query(conn, "SELECT pg_catalog.pg_logical_emit_message(true, %s, 'heartbeat')::text", PREFIX)
     return Lsn.parse(lsn)

@@ -1,0 +1,200 @@
+"""The service: snapshot if there is none, then stream; retry what a retry can cure, stop when told to, hand over."""
+
+from __future__ import annotations
+
+import random
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+from snapshot.run import recopy, run_snapshot
+
+from replicator import metrics
+from replicator.config import Settings
+from replicator.errors import ReplicatorError, SchemaMismatch, StateError, TransientError
+from replicator.logs import get_logger
+from replicator.model.lsn import Lsn
+from replicator.monitor import Monitor
+from replicator.postgres.connection import Connection, connect, query, translated
+from replicator.routes import require_routes
+from replicator.stream.run import Outcome, Stream
+from replicator.target.state import load_checkpoint, load_table_states, lock_writer, migrate, set_problem
+from replicator.web import WebServer
+
+log = get_logger(__name__)
+
+_FIRST_ATTEMPTS = 6  # a server that was never reached is more likely a wrong address than a restart
+_BACKOFF_S = (0.2, 0.5, 1.0, 2.0, 4.0, 8.0, 15.0)
+
+
+def run(
+    settings: Settings,
+    *,
+    truncate: bool = False,
+    until_lsn: Lsn | None = None,
+    until_caught_up: bool = False,
+) -> None:
+    """Run until SIGTERM or SIGINT, until a cutover has finalized, or until the position asked for is committed.
+
+    Args:
+        truncate: empty target tables before the first snapshot.
+        until_lsn: end once this source position is committed on the target.
+        until_caught_up: the same, for the source's position at the time the stream starts.
+
+    Raises:
+        ReplicatorError: what retrying did not cure.
+    """
+    service = Service(settings, truncate=truncate, until=until_lsn, until_caught_up=until_caught_up)
+    with _stopped_by_signals(service.stop):
+        service.run()
+
+
+class Service:
+    """The loop around both phases. `stop` may be set from any thread."""
+
+    def __init__(self, settings: Settings, *, truncate: bool, until: Lsn | None, until_caught_up: bool) -> None:
+        self.stop = threading.Event()
+        self._settings = settings
+        self._truncate = truncate
+        self._until = until
+        self._until_caught_up = until_caught_up
+        self._reached = False  # whether both servers were ever there
+        self._fresh_look = False  # whether the catalogs were just read again because of a mismatch
+
+    def run(self) -> None:
+        """Returns when the service has done what it was asked for."""
+        metrics.BUILD_INFO.labels(**metrics.build_info()).set(1)
+        monitor = Monitor(self._settings)
+        web = WebServer(self._settings.metrics.listen, status=monitor.status, problems=monitor.problems)
+        web.start()
+        monitor.start()
+        try:
+            self._run_until_done()
+        except ReplicatorError as exc:
+            metrics.count_error(exc)
+            self._tell_problem(exc)
+            raise
+        finally:
+            monitor.stop()
+            web.stop()
+
+    def _run_until_done(self) -> None:
+        failures = 0
+        while not self.stop.is_set():
+            try:
+                outcome, advanced = self._attempt()
+            except TransientError as exc:
+                failures = 0 if exc.advanced else failures + 1
+                if not self._reached and failures >= _FIRST_ATTEMPTS:
+                    raise
+                metrics.count_error(exc)
+                side = "source" if exc.message.startswith("source") else "target"
+                metrics.RECONNECTS.labels(side=side).inc()
+                pause_s = _BACKOFF_S[min(failures, len(_BACKOFF_S) - 1)] * random.uniform(0.8, 1.2)  # noqa: S311 - jitter
+                log.warning("connection lost, trying again", reason=exc.message, pause_s=round(pause_s, 1))
+                self.stop.wait(pause_s)
+                continue
+            failures = 0 if advanced else failures
+            if outcome is not None and outcome is not Outcome.COPY_REQUESTED:
+                log.info("stopping", reason=outcome.value)
+                return
+
+    def _attempt(self) -> tuple[Outcome | None, bool]:
+        """One life of the connections: from the writer's lock to an outcome or an error."""
+        writer = connect(self._settings.target.dsn, "target", purpose="apply")
+        try:
+            migrate(writer)
+            with translated("target"):
+                self._lock(writer)
+            return self._copy_and_stream(writer)
+        finally:
+            writer.close()
+
+    def _lock(self, writer: Connection) -> None:
+        """Take the writer's lock. The session of a life before this one may need a moment to let go of it."""
+        for pause_s in (0.1, 0.2, 0.4, 0.8, 1.6, 3.0):
+            try:
+                lock_writer(writer, self._settings.source.slot)
+            except StateError:
+                if not self._reached or self.stop.wait(pause_s):
+                    raise
+            else:
+                return
+        lock_writer(writer, self._settings.source.slot)
+
+    def _copy_and_stream(self, writer: Connection) -> tuple[Outcome | None, bool]:
+        slot = self._settings.source.slot
+        with connect(self._settings.source.dsn, "source", purpose="catalog") as source:
+            routes = require_routes(self._settings, source, writer)
+            metrics.init_tables(str(route) for route in routes)
+            metrics.init_maps(spec.name for spec in self._settings.map_specs)
+            self._reached = True
+            checkpoint = load_checkpoint(writer, slot)
+            if checkpoint is not None and checkpoint.phase == "cut_over":
+                return Outcome.FINALIZED, False
+            if checkpoint is None or checkpoint.phase in ("new", "copying"):
+                run_snapshot(
+                    self._settings, routes, writer=writer, source=source, stop=self.stop, truncate=self._truncate
+                )
+            requested = [
+                name
+                for name, state in load_table_states(writer, slot).items()
+                if state.state in ("copy_requested", "copying")
+            ]
+            if requested and not self.stop.is_set():
+                recopy(self._settings, routes, requested, writer=writer, source=source, stop=self.stop)
+            if self._until_caught_up and self._until is None:
+                [(lsn,)] = query(source, "SELECT pg_catalog.pg_current_wal_lsn()::text")
+                self._until = Lsn.parse(lsn)
+        if self.stop.is_set():
+            return Outcome.STOPPED, False
+        stream = Stream(self._settings, routes, writer=writer, stop=self.stop, until=self._until)
+        try:
+            outcome = stream.run()
+        except TransientError as exc:
+            exc.advanced = stream.advanced
+            raise
+        except SchemaMismatch:
+            # The catalogs may have moved on since the start; with routes planned anew it may fit.
+            if self._fresh_look and not stream.advanced:
+                raise
+            self._fresh_look = True
+            log.warning("a relation differs from its route; planning the routes anew")
+            return None, stream.advanced
+        self._fresh_look = False
+        return outcome, stream.advanced
+
+    def _tell_problem(self, exc: ReplicatorError) -> None:
+        """Leave the reason for `status`, if the target can still be reached."""
+        if isinstance(exc, StateError):
+            return  # another replicator's row is not ours to write into
+        try:
+            with connect(self._settings.target.dsn, "target", purpose="report") as conn:
+                set_problem(conn, self._settings.source.slot, exc.message)
+        except Exception as problem:
+            log.debug("could not record the problem", reason=type(problem).__name__)
+
+
+@contextmanager
+def _stopped_by_signals(stop: threading.Event) -> Iterator[None]:
+    """SIGTERM and SIGINT set ``stop``; a second SIGINT interrupts at once."""
+
+    def handler(signum: int, _frame: FrameType | None) -> None:
+        if stop.is_set() and signum == signal.SIGINT:
+            raise KeyboardInterrupt
+        log.info("stopping on signal", signal=signal.Signals(signum).name)
+        stop.set()
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before: dict[int, Callable[[int, FrameType | None], object] | int | None] = {
+        number: signal.signal(number, handler) for number in (signal.SIGTERM, signal.SIGINT)
+    }
+    try:
+        yield
+    finally:
+        for number, previous in before.items():
+            signal.signal(number, previous)

@@ -1,0 +1,325 @@
+"""Batches into the target: one transaction each, with the checkpoint inside."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import psycopg
+from psycopg import errors, sql
+
+from replicator import metrics
+from replicator.errors import RowRejected
+from replicator.model.change import Op
+from replicator.model.row import UNCHANGED, Row
+from replicator.model.schema import TableName
+from replicator.postgres.connection import Connection, Statement
+from replicator.postgres.copy import CopyIn
+from replicator.routing.idmap import IdMaps
+from replicator.routing.order import levels
+from replicator.routing.route import Route
+from replicator.stream.batch import Batch, Coalesced, Event, Net, RowEvent, Truncation, Unmap, coalesce
+from replicator.stream.relations import RoutedTable
+from replicator.stream.remap import OpenSource, remap, unmap
+from replicator.target.idmaps import record_unmapped, remove_entries, store_entries
+from replicator.target.statements import RowArray, TableStatements, register, truncate
+
+# From this many rows on a COPY, which costs a round trip of its own, beats INSERT … FROM unnest.
+_COPY_FROM_ROWS = 100
+# Ordered changes travel in pipelines of this many statements: enough to hide the round trip.
+_PIPELINE_STATEMENTS = 200
+
+
+class _Miscount(Exception):
+    """A statement hit another number of rows than it should."""
+
+    def __init__(self, table: str, op: Op, expected: int, found: int) -> None:
+        super().__init__(f"{op.value} on {table} hit {found} rows instead of {expected}")
+
+
+_CURABLE = (_Miscount, errors.IntegrityError, errors.DataError)
+
+
+@dataclass(slots=True)
+class _Statement:
+    """One statement to run in a pipeline and the rows that it must hit; ``expected`` None: any number."""
+
+    sql: sql.Composed
+    parameters: tuple[object, ...]
+    expected: int | None
+    op: Op
+    table: str
+
+
+class Applier:
+    """Applies batches: `apply` the events, then `commit` with the checkpoint.
+
+    Set-wise first; when that hits an integrity error or an unexpected number of rows, the batch is rolled back and
+    applied again one change at a time, in source order. Only an error that persists then is real.
+    """
+
+    def __init__(
+        self, conn: Connection, routes: Sequence[Route], *, maps: IdMaps, open_source: OpenSource, replica_role: bool
+    ) -> None:
+        """``conn`` is in autocommit mode. ``replica_role``: no trigger and no foreign key acts in this session."""
+        register(conn)
+        # One generic plan per statement: it knows nothing of the number of rows, and so stays with the key's index.
+        conn.execute("SET plan_cache_mode = force_generic_plan")
+        conn.prepare_threshold, conn.prepared_max = 0, 10_000
+        self._conn = conn
+        self._routes = routes
+        self._maps = maps
+        self._open_source = open_source
+        self._replica_role = replica_role
+        self._begun = False
+        # By table, not by route: a table's shape can change in mid-stream. The cache holds the shapes in use.
+        self._statements: dict[RoutedTable, TableStatements] = {}
+        order = [name for level in levels([route.target for route in routes]) for name in level]
+        self._position: dict[TableName, int] = {name: at for at, name in enumerate(order)}
+        self._cascaded = {
+            route.name for route in routes if any(key.on_delete == "c" for key in route.target.foreign_keys)
+        }
+
+    def apply(self, batch: Batch) -> Counter[tuple[Op, TableName]]:
+        """Apply all events of ``batch`` in the open transaction, or in a new one.
+
+        Returns: changes by operation and target table.
+
+        Raises:
+            RowRejected: the target refuses a row, or a change does not find its row.
+        """
+        # Only behind earlier parts of the same transaction: a savepoint is a round trip and a subtransaction.
+        savepoint = self._begun
+        if savepoint:
+            self._conn.execute("SAVEPOINT batch")
+        try:
+            for segment in coalesce(batch.events, key_changes=self._replica_role):
+                if isinstance(segment, dict):
+                    self._apply_set_wise(segment)
+                else:
+                    self._apply_ordered(segment)
+        except _CURABLE:
+            metrics.BATCH_REPLAYS.inc()
+            self._undo(savepoint)
+            self._replay(batch.events, savepoint)
+        self._write_maps(batch)
+        return _count(batch.events)
+
+    def execute(self, statement: Statement, parameters: tuple[object, ...]) -> None:
+        """Run one more statement in the same transaction."""
+        self.begin()
+        self._conn.execute(statement, parameters)
+
+    def commit(self) -> None:
+        """Commit what has been applied."""
+        if self._begun:
+            self._conn.execute("COMMIT")
+            self._begun = False
+
+    def rollback(self) -> None:
+        """Forget what has been applied since the last commit."""
+        if self._begun:
+            self._begun = False
+            self._conn.execute("ROLLBACK")
+
+    def _of(self, table: RoutedTable) -> TableStatements:
+        statements = self._statements.get(table)
+        if statements is None:
+            statements = self._statements[table] = TableStatements(table.route)
+        return statements
+
+    def begin(self) -> None:
+        """Open a transaction, unless one is open."""
+        if not self._begun:
+            self._conn.execute("BEGIN")
+            self._begun = True
+
+    def _undo(self, savepoint: bool) -> None:
+        if savepoint:
+            self._conn.execute("ROLLBACK TO SAVEPOINT batch")
+        else:
+            self.rollback()
+
+    def _replay(self, events: Sequence[Event], savepoint: bool) -> None:
+        """In source order: in pipelines first; if that fails too, one by one, to name the change at fault."""
+        try:
+            self._apply_ordered(events)
+        except _CURABLE:
+            self._undo(savepoint)
+            self._one_by_one(events)
+
+    def _write_maps(self, batch: Batch) -> None:
+        """Store what the batch did to lookups, and the IDs that it could not map."""
+        if batch.map_changes:
+            self.begin()
+            for (name, source_id), target_id in batch.map_changes.items():
+                if target_id is None:
+                    remove_entries(self._conn, name, [source_id])
+                else:
+                    store_entries(self._conn, name, {source_id: target_id})
+        if batch.unmapped:
+            self.begin()
+            record_unmapped(self._conn, batch.unmapped)
+        if batch.remap:
+            self.begin()
+            remap(self._conn, self._routes, self._maps, self._open_source)
+
+    def _apply_set_wise(self, nets: Coalesced) -> None:
+        """Deletes, children first; then per table, parents first, updates and inserts."""
+        parents_first = sorted(nets.items(), key=lambda item: self._position[item[0].route.name])
+        waiting: list[_Statement] = []
+        for table, net in reversed(parents_first):
+            if net.deletes:
+                statements = self._of(table)
+                waiting.append(
+                    _Statement(
+                        statements.delete, (statements.keys(net.deletes),), len(net.deletes), Op.DELETE, str(table)
+                    )
+                )
+        for table, net in parents_first:
+            waiting += self._updates(table, net)
+            if len(net.inserts) >= _COPY_FROM_ROWS:
+                self._run(waiting)
+                waiting = []
+                self._copy(table, net.inserts)
+            elif net.inserts:
+                statements = self._of(table)
+                waiting.append(
+                    _Statement(
+                        statements.insert, (statements.rows(net.inserts),), len(net.inserts), Op.INSERT, str(table)
+                    )
+                )
+        self._run(waiting)
+
+    def _updates(self, table: RoutedTable, net: Net) -> list[_Statement]:
+        statements = self._of(table)
+        return [
+            _Statement(statement, (statements.rows(rows),), len(rows), Op.UPDATE, str(table))
+            for assigned, rows in net.updates.items()
+            if (statement := statements.update(assigned)) is not None
+        ]
+
+    def _copy(self, table: RoutedTable, rows: list[Row]) -> None:
+        self.begin()
+        copy = CopyIn(self._conn, self._of(table).copy)
+        count = len(rows[0]).to_bytes(2, "big")
+        for row in rows:
+            copy.write(count + b"".join(row))
+        taken = copy.finish()
+        if taken != len(rows):
+            raise _Miscount(str(table), Op.INSERT, len(rows), taken)
+
+    def _run(self, statements: list[_Statement]) -> None:
+        """Run statements in one pipeline and check what they hit."""
+        if not statements:
+            return
+        cursors = []
+        with self._conn.pipeline():
+            self.begin()
+            for statement in statements:
+                cursor = self._conn.cursor()
+                cursor.execute(statement.sql, statement.parameters, prepare=True)
+                cursors.append(cursor)
+        for statement, cursor in zip(statements, cursors, strict=True):
+            if statement.expected is not None and cursor.rowcount != statement.expected:
+                raise _Miscount(statement.table, statement.op, statement.expected, cursor.rowcount)
+
+    def _one_by_one(self, events: Sequence[Event]) -> None:
+        deleted = _deletes(events)
+        for event in events:
+            if isinstance(event, Unmap):
+                self._unmap(event)
+                continue
+            statements = self._ordered_statements(event, deleted)
+            try:
+                self._run(statements)
+            except _Miscount as exc:
+                raise RowRejected(
+                    f"target: {exc}", hint="somebody else has changed the target; `replicator verify` shows where"
+                ) from None
+            except _CURABLE as exc:
+                # Not chained: the driver's message quotes values in its detail.
+                raise _rejected(exc, statements[0]) from None
+
+    def _apply_ordered(self, events: Sequence[Event]) -> None:
+        deleted = _deletes(events)
+        waiting: list[_Statement] = []
+        for event in events:
+            if isinstance(event, Unmap):
+                self._run(waiting)
+                waiting = []
+                self._unmap(event)
+                continue
+            waiting += self._ordered_statements(event, deleted)
+            if len(waiting) >= _PIPELINE_STATEMENTS:
+                self._run(waiting)
+                waiting = []
+        self._run(waiting)
+
+    def _unmap(self, event: Unmap) -> None:
+        self.begin()
+        unmap(self._conn, self._routes, event.map, event.source_id, event.target_id)
+
+    def _ordered_statements(self, event: RowEvent | Truncation, deleted: bool) -> list[_Statement]:
+        if isinstance(event, Truncation):
+            tables = [self._of(table) for table in event.tables]
+            statement = truncate(tables, restart_identity=event.restart_identity)
+            return [_Statement(statement, (), None, Op.TRUNCATE, ", ".join(map(str, event.tables)))]
+        op, table, old_key, row = event
+        statements = self._of(table)
+        name = str(table)
+        if op is Op.INSERT:
+            assert row is not None
+            return [_Statement(statements.insert, (statements.rows([row]),), 1, op, name)]
+        if op is Op.DELETE:
+            assert old_key is not None
+            # Where foreign keys are live, deleting a parent has already taken its children.
+            expected = None if not self._replica_role and table.route.name in self._cascaded and deleted else 1
+            if table.has_key:
+                return [_Statement(statements.delete, (statements.keys([old_key]),), expected, op, name)]
+            return [_Statement(statements.delete_whole, (statements.rows([old_key]),), expected, op, name)]
+        assert row is not None
+        return self._ordered_update(statements, old_key, row, name)
+
+    def _ordered_update(
+        self, statements: TableStatements, old_key: Row | None, row: Row, name: str
+    ) -> list[_Statement]:
+        assigned = tuple(at for at, value in enumerate(row) if value is not UNCHANGED)
+        rows = statements.rows([row])
+        parameters: tuple[RowArray, ...]
+        statement: sql.Composed | None
+        if not statements.key:
+            assert old_key is not None
+            statement, parameters = statements.update_whole(assigned), (rows, statements.rows([old_key]))
+        elif old_key is not None:
+            statement, parameters = statements.update_key(assigned), (rows, statements.keys([old_key]))
+        else:
+            statement, parameters = statements.update(assigned), (rows,)
+        return [] if statement is None else [_Statement(statement, parameters, 1, Op.UPDATE, name)]
+
+
+def _deletes(events: Sequence[Event]) -> bool:
+    return any(type(event) is tuple and event[0] is Op.DELETE for event in events)
+
+
+def _count(events: Sequence[Event]) -> Counter[tuple[Op, TableName]]:
+    counts = Counter([(event[0], event[1]) for event in events if type(event) is tuple])
+    by_name: Counter[tuple[Op, TableName]] = Counter()
+    for (op, table), count in counts.items():
+        by_name[op, table.route.name] += count
+    for event in events:
+        if isinstance(event, Truncation):
+            by_name.update((Op.TRUNCATE, table.route.name) for table in event.tables)
+    return by_name
+
+
+def _rejected(exc: Exception, statement: _Statement) -> RowRejected:
+    """What the target refused, by names alone: the server's detail holds values."""
+    assert isinstance(exc, psycopg.Error)
+    what = exc.diag.constraint_name or exc.diag.column_name
+    where = f" ({what})" if what else ""
+    return RowRejected(
+        f"target: {statement.table} refuses an {statement.op.value}{where}: {type(exc).__name__}, {exc.sqlstate}",
+        hint="mend the target's column or constraint, then start again: the change will be sent again",
+    )

@@ -1,0 +1,173 @@
+"""The replication session: CopyBoth bytes in, routed batches out, feedback on a timer of its own."""
+
+from __future__ import annotations
+
+import select
+import threading
+import time
+from collections.abc import Callable
+
+import psycopg
+from psycopg import pq, sql
+from psycopg.errors import error_from_result
+
+from replicator import metrics
+from replicator.errors import TransientError
+from replicator.model.lsn import Lsn
+from replicator.pgoutput import (
+    PrimaryKeepalive,
+    XLogData,
+    decode,
+    parse_frame,
+    standby_status_update,
+    wire_microseconds,
+)
+from replicator.postgres.connection import Connection, translated
+from replicator.stream.assembler import Assembler
+from replicator.stream.inbox import Inbox
+
+FEEDBACK_INTERVAL_S = 1.0
+
+
+class Receiver:
+    """Reads one slot from ``start`` on. Runs in a thread of its own until `stop`, or until the stream breaks.
+
+    Feedback goes out on its own timer, also while the inbox is full: the server must neither time out nor be told
+    more than the target has committed.
+    """
+
+    def __init__(
+        self,
+        conn: Connection,
+        *,
+        slot: str,
+        publication: str,
+        start: Lsn,
+        assembler: Assembler,
+        inbox: Inbox,
+        committed: Callable[[], Lsn],
+        before_transaction: Callable[[], None],
+    ) -> None:
+        """``committed``: the checkpoint; ``before_transaction`` is called in this thread between transactions."""
+        self._conn = conn
+        self._slot, self._publication, self._start = slot, publication, start
+        self._assembler, self._inbox, self._committed = assembler, inbox, committed
+        self._before_transaction = before_transaction
+        self._received = start
+        self._next_feedback = 0.0
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="receiver", daemon=True)
+
+    def start(self) -> None:
+        """Start replication; an error of the server's comes out here.
+
+        Raises:
+            SlotLost, TransientError, ConfigError, …: the server will not stream.
+        """
+        with translated("source"):
+            _start_replication(self._conn, self._slot, self._publication, self._start)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End the stream after a last feedback. Returns when the session is closed."""
+        self._stop.set()
+        if self._thread.is_alive():
+            self._thread.join()
+        self._conn.close()
+
+    def _run(self) -> None:
+        try:
+            with translated("source"):
+                self._receive()
+            self._inbox.close()
+        except BaseException as exc:
+            self._inbox.close(exc)
+
+    def _receive(self) -> None:
+        pgconn = self._conn.pgconn
+        # A hot loop: one turn per message, so that names are bound once and nothing is called that need not be.
+        get, feed, put, assembler = pgconn.get_copy_data, self._assembler.feed, self._inbox.put, self._assembler
+        stopped = self._stop.is_set
+        now = time.monotonic
+        while not stopped():
+            if now() >= self._next_feedback:
+                self._send_feedback()
+            if self._inbox.is_full and not self._inbox.wait_for_room(FEEDBACK_INTERVAL_S / 4):
+                continue
+            length, data = get(1)
+            if length > 0:
+                frame = parse_frame(bytes(data))
+                if type(frame) is XLogData:
+                    batch = feed(decode(frame.payload), length)
+                    if batch is not None:
+                        self._received = max(self._received, batch.end_lsn)
+                        put(batch)
+                        if not assembler.in_transaction:
+                            self._before_transaction()
+                elif isinstance(frame, PrimaryKeepalive):
+                    self._keepalive(frame)
+            elif length == 0:
+                self._before_transaction_if_idle()
+                wait_s = max(0.0, min(self._next_feedback - now(), FEEDBACK_INTERVAL_S))
+                if select.select([pgconn.socket], [], [], min(wait_s, 0.2))[0]:
+                    pgconn.consume_input()
+            else:
+                self._raise_end(pgconn)
+        self._send_feedback()
+
+    def _before_transaction_if_idle(self) -> None:
+        if not self._assembler.in_transaction:
+            self._before_transaction()
+
+    def _keepalive(self, keepalive: PrimaryKeepalive) -> None:
+        position = self._assembler.keepalive(keepalive.wal_end)
+        if position is not None:
+            self._received = max(self._received, position.lsn)
+            self._inbox.put(position)
+        if keepalive.reply_requested:
+            self._send_feedback()
+
+    def _send_feedback(self) -> None:
+        """Received is only a courtesy; flushed lets the server drop WAL, so it is the committed checkpoint."""
+        committed = self._committed()
+        metrics.RECEIVED_LSN_BYTES.set(self._received)
+        update = standby_status_update(
+            written=max(self._received, committed),
+            flushed=committed,
+            applied=committed,
+            clock_us=wire_microseconds(time.time()),
+        )
+        pgconn = self._conn.pgconn
+        pgconn.put_copy_data(update)
+        pgconn.flush()  # what does not fit the socket now leaves with the next one
+        self._next_feedback = time.monotonic() + FEEDBACK_INTERVAL_S
+
+    @staticmethod
+    def _raise_end(pgconn: pq.abc.PGconn) -> None:
+        result = pgconn.get_result()
+        if result is not None and result.status == pq.ExecStatus.FATAL_ERROR:
+            raise error_from_result(result)
+        raise TransientError("source: the server ended the stream")
+
+
+def _start_replication(conn: Connection, slot: str, publication: str, start: Lsn) -> None:
+    """Enter CopyBoth mode. Literals, not parameters: a replication session takes none."""
+    statement = sql.SQL(
+        "START_REPLICATION SLOT {} LOGICAL {} (proto_version '1', publication_names {}, binary 'true', messages 'true')"
+    ).format(sql.Identifier(slot), sql.SQL(str(start)), sql.Literal(_quoted(publication)))
+    pgconn = conn.pgconn
+    pgconn.send_query(statement.as_bytes(conn))
+    while pgconn.is_busy():
+        select.select([pgconn.socket], [], [])
+        pgconn.consume_input()
+    result = pgconn.get_result()
+    if result is None:
+        raise psycopg.OperationalError("the connection was lost")
+    if result.status != pq.ExecStatus.COPY_BOTH:
+        raise error_from_result(result)
+    pgconn.nonblocking = 1
+
+
+def _quoted(identifier: str) -> str:
+    """publication_names is a list of identifiers inside a literal."""
+    return '"' + identifier.replace('"', '""') + '"'

@@ -1,0 +1,183 @@
+"""RELATION messages held against the routes, and the tables of the stream that come out of it."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import replace
+
+from replicator import pgoutput
+from replicator.errors import SchemaMismatch
+from replicator.model.lsn import ZERO, Lsn
+from replicator.model.row import Row
+from replicator.model.schema import TableName, show_table
+from replicator.routing.idmap import IdMaps
+from replicator.routing.mapper import Mapper
+from replicator.routing.route import Route
+from replicator.stream.lookup import LookupFollower
+
+
+class RoutedTable:
+    """One table of the stream: its route compiled for the columns that the source sends now.
+
+    Compared by identity; the applier keeps its statements per route.
+    """
+
+    __slots__ = ("covers_target", "has_key", "key_of", "lookups", "mapper", "old_key", "relation", "route",
+                 "row", "sent_width", "skip_before", "width")  # fmt: skip
+
+    def __init__(
+        self,
+        route: Route,
+        relation: pgoutput.Relation,
+        maps: IdMaps,
+        skip_before: Lsn,
+        lookups: tuple[LookupFollower, ...],
+    ) -> None:
+        """``skip_before``: the table's own snapshot holds every transaction that committed before."""
+        self.route = route
+        self.relation = relation
+        self.mapper = Mapper(route, [column.name for column in relation.columns], maps)
+        self.row = self.mapper.row
+        self.old_key = self.mapper.old_key
+        self.key_of = self.mapper.key_of
+        self.skip_before = skip_before
+        self.lookups = lookups
+        self.has_key = bool(route.key)
+        self.width = len(route.columns)
+        self.sent_width = len(relation.columns)
+        # A target column that we do not fill keeps its value in an UPDATE and loses it in a delete and insert.
+        self.covers_target = not route.defaulted
+
+    def __str__(self) -> str:
+        return str(self.route)
+
+
+class Relations:
+    """The tables of the stream by relation OID, built as RELATION messages arrive."""
+
+    def __init__(
+        self,
+        routes: list[Route],
+        maps: IdMaps,
+        lookups: Mapping[TableName, tuple[LookupFollower, ...]],
+        *,
+        snapshot_lsns: Mapping[TableName, Lsn],
+        known_columns: Mapping[TableName, tuple[str, ...]],
+        ignore_new_columns: bool,
+    ) -> None:
+        """``snapshot_lsns`` and ``known_columns`` are by target table, as ``table_state`` has them."""
+        self._routes = {route.source.name: route for route in routes}
+        self._maps = maps
+        self._lookups = lookups
+        self._snapshot_lsns = snapshot_lsns
+        self._known_columns = known_columns
+        self._ignore_new_columns = ignore_new_columns
+        self.by_oid: dict[int, RoutedTable] = {}
+
+    def add(self, relation: pgoutput.Relation) -> None:
+        """Enter a relation, or its new shape.
+
+        Raises:
+            SchemaMismatch: the route cannot take its rows.
+        """
+        route = self._routes.get((relation.namespace, relation.name))
+        if route is None:
+            raise SchemaMismatch(
+                f"the stream brings rows of {show_table((relation.namespace, relation.name))}, which no route takes",
+                hint="was a table renamed or added to the publication? Correct `tables`, then start again",
+            )
+        before = self.by_oid.get(relation.oid)
+        route = fit_relation(
+            route,
+            relation,
+            known=self._known_columns.get(route.name, ()),
+            seen=before.route.source_columns if before is not None else (),
+            ignore_new=self._ignore_new_columns,
+        )
+        self.by_oid[relation.oid] = RoutedTable(
+            route,
+            relation,
+            self._maps,
+            self._snapshot_lsns.get(route.name, ZERO),
+            self._lookups.get(route.source.name, ()),
+        )
+
+    def __getitem__(self, oid: int) -> RoutedTable:
+        try:
+            return self.by_oid[oid]
+        except KeyError:
+            raise SchemaMismatch(f"rows of relation {oid} came before its RELATION message") from None
+
+
+def fit_relation(
+    route: Route,
+    relation: pgoutput.Relation,
+    *,
+    known: tuple[str, ...] = (),
+    seen: Collection[str] = (),
+    ignore_new: bool = False,
+) -> Route:
+    """Hold a RELATION message against the route; the route for rows of this shape.
+
+    The catalog that the route was planned from may be ahead of the stream: a column that was added later is not
+    sent yet, and keeps the target's default meanwhile.
+
+    Args:
+        known: the source columns at snapshot time; empty: those of the catalog.
+        seen: the columns of the shape before this one.
+        ignore_new: let columns pass that the route does not know.
+
+    Raises:
+        SchemaMismatch: naming the column and the remedy.
+    """
+    sent = {column.name: column for column in relation.columns}
+    missing = [name for name in route.source_columns if name not in sent]
+    for name in missing:
+        if not known or name in known or name in seen:
+            raise SchemaMismatch(
+                f"{route}: the source no longer sends column {name}: it was dropped or renamed",
+                hint="drop or rename it on the target too, or route it in the settings, then start again",
+            )
+    for column in route.columns:
+        name = column.source.name
+        if name in sent and sent[name].type_oid != column.source.type.oid:
+            raise SchemaMismatch(
+                f"{route}: the type of source column {name} has changed",
+                hint="change it on the target too, then start again",
+            )
+    _check_identity(route, relation)
+    homeless = set(route.dropped) & set(known or route.dropped)
+    unknown = sorted(set(sent) - set(route.source_columns) - homeless)
+    if unknown and not ignore_new:
+        raise SchemaMismatch(
+            f"{route}: the source sends a column that the route does not know: {', '.join(unknown)}",
+            hint='add it to the target, or set on_new_column = "ignore" under [stream], then start again',
+        )
+    if not missing:
+        return route
+    return replace(
+        route,
+        columns=tuple(column for column in route.columns if column.source.name in sent),
+        defaulted=(*route.defaulted, *(c.target.name for c in route.columns if c.source.name in missing)),
+    )
+
+
+def _check_identity(route: Route, relation: pgoutput.Relation) -> None:
+    if relation.replica_identity != route.source.replica_identity:
+        raise SchemaMismatch(
+            f"{route}: the replica identity of the source table has changed",
+            hint="start again: the route is planned anew from the source's catalog",
+        )
+    if relation.replica_identity in "di":
+        flagged = {column.name for column in relation.columns if column.is_key}
+        if flagged != set(route.source.key):
+            raise SchemaMismatch(
+                f"{route}: the key columns of the source table have changed",
+                hint="start again: the route is planned anew from the source's catalog",
+            )
+
+
+def check_width(table: RoutedTable, row: Row) -> None:
+    """A tuple must have as many fields as its RELATION has columns."""
+    if len(row) != table.sent_width:
+        raise SchemaMismatch(f"{table}: a row of {len(row)} fields, its relation has {table.sent_width}")

@@ -1,0 +1,332 @@
+"""The stream as a whole: guards at the start, receiver and applier at work, the checkpoint, and when to end."""
+
+from __future__ import annotations
+
+import datetime as dt
+import threading
+import time
+from collections import Counter
+from enum import Enum
+
+import psycopg
+from psycopg import errors
+
+from replicator import metrics
+from replicator.config import Settings
+from replicator.errors import ReplicatorError, SchemaMismatch, StateError, UnmappedId
+from replicator.logs import get_logger
+from replicator.model.lsn import ZERO, Lsn
+from replicator.model.schema import TableName
+from replicator.pgoutput import unix_seconds
+from replicator.postgres.connection import Connection, connect, query, translate, translated
+from replicator.routing.idmap import IdMaps
+from replicator.routing.route import Route
+from replicator.stream.applier import Applier
+from replicator.stream.assembler import Assembler
+from replicator.stream.batch import Batch
+from replicator.stream.guard import guard_start
+from replicator.stream.inbox import Inbox
+from replicator.stream.lookup import LookupFollower
+from replicator.stream.receiver import Receiver
+from replicator.stream.relations import Relations
+from replicator.target.idmaps import load_maps, record_unmapped
+from replicator.target.role import may_be_replica
+from replicator.target.state import Checkpoint, add_rows_applied, load_checkpoint, load_table_states, set_phase
+
+log = get_logger(__name__)
+
+_TICK_S = 1.0  # between two looks at the state schema
+_TAKE_S = 0.2  # how long a stop may go unnoticed while nothing comes in
+_STOP_GRACE_S = 7.0  # a statement that still runs this long after a stop is cancelled: SIGTERM is answered within 10 s
+_IDLE_S = 8.0  # heartbeats come every 5 s: after this without news the lag counts from the last commit again
+
+
+class Outcome(Enum):
+    """Why the stream ended, other than by an error."""
+
+    STOPPED = "stopped"
+    REACHED = "reached"  # the position that the caller asked for is committed
+    FINALIZED = "finalized"  # a cutover has finalized
+    COPY_REQUESTED = "copy requested"  # tables are to be copied again
+
+
+class Stream:
+    """One run of the stream, from the checkpoint on. ``writer`` holds the writer's lock and becomes the applier's."""
+
+    def __init__(
+        self, settings: Settings, routes: list[Route], *, writer: Connection, stop: threading.Event, until: Lsn | None
+    ) -> None:
+        """``until``: end once this position is committed; ``stop``: end as soon as possible."""
+        self._settings, self._routes, self._writer, self._stop, self._until = settings, routes, writer, stop, until
+        self._slot = settings.source.slot
+        self._source: Connection | None = None
+        self._checkpoint = self._load_checkpoint()
+        self._committed = self._checkpoint.applied_lsn
+        self._pending = ZERO  # a position without changes, stored with the next tick
+        self._commit_time = self._checkpoint.commit_time
+        self._news_at = time.monotonic()
+        self._next_tick = 0.0
+        self._applied_rows: Counter[TableName] = Counter()
+        self._map_version = self._checkpoint.map_version
+        self._map_changes: list[tuple[str, str, str]] = []
+        self._in_parts = False
+        self.advanced = False  # whether this run committed anything: a retry that does is worth its while
+
+    def run(self) -> Outcome:
+        """Stream until there is a reason to end.
+
+        Raises:
+            TransientError: a connection was lost; run again from the checkpoint.
+            SlotLost, SchemaMismatch, RowRejected, UnmappedId, …: stop.
+        """
+        guard_start(self._open_source(), self._settings, self._routes, self._checkpoint)
+        with translated("target"):
+            self._maps, relations, unmapped = self._load_maps()
+            # Another session's batch may be half done when its server dies under it; ours begins clean.
+            replica = may_be_replica(self._writer)
+            if replica:
+                self._writer.execute("SET session_replication_role = replica")
+            applier = Applier(
+                self._writer, self._routes, maps=self._maps, open_source=self._open_source, replica_role=replica
+            )
+        self._inbox = Inbox(
+            max_rows=self._settings.stream.max_batch_rows, max_bytes=self._settings.stream.max_batch_bytes
+        )
+        self._assembler = Assembler(
+            relations,
+            applied=self._committed,
+            unmapped_before=unmapped,
+            part_rows=self._settings.stream.max_batch_rows,
+            part_bytes=self._settings.stream.max_batch_bytes,
+        )
+        replication = connect(self._settings.source.dsn, "source", purpose="stream", replication=True)
+        receiver = Receiver(
+            replication,
+            slot=self._slot,
+            publication=self._settings.source.publication,
+            start=self._committed,
+            assembler=self._assembler,
+            inbox=self._inbox,
+            committed=lambda: self._committed,
+            before_transaction=self._take_map_changes,
+        )
+        watchdog = _Watchdog(self._stop, self._writer)
+        try:
+            receiver.start()
+            log.info("streaming", slot=self._slot, lsn=str(self._committed))
+            self._inbox.put(Batch(remap=True))
+            watchdog.start()
+            return self._apply_until_done(applier)
+        finally:
+            watchdog.finish()
+            self._abandon(applier)
+            receiver.stop()
+            if self._source is not None:
+                self._source.close()
+
+    def _apply_until_done(self, applier: Applier) -> Outcome:
+        while True:
+            if self._stop.is_set():
+                return Outcome.STOPPED
+            try:
+                batch = self._inbox.take(_TAKE_S)
+            except UnmappedId as exc:
+                with translated("target"):
+                    record_unmapped(self._writer, exc.unmapped)
+                raise
+            try:
+                if batch is not None:
+                    self._handle(applier, batch)
+                if not self._in_parts and time.monotonic() >= self._next_tick:
+                    outcome = self._tick(applier)
+                    if outcome is not None:
+                        return outcome
+            except errors.QueryCanceled:
+                if self._stop.is_set():
+                    return Outcome.STOPPED
+                raise
+            except psycopg.Error as exc:
+                raise _explain(exc) from exc
+            if self._until is not None and self._committed >= self._until:
+                return Outcome.REACHED
+
+    def _handle(self, applier: Applier, batch: Batch) -> None:
+        self._news_at = time.monotonic()
+        if batch.commit_time:
+            self._commit_time = dt.datetime.fromtimestamp(unix_seconds(batch.commit_time), dt.UTC)
+        if not (batch.events or batch.fence or batch.map_changes or batch.remap or batch.unmapped or self._in_parts):
+            # Only the position moved: not worth a commit of its own, unless somebody waits for it.
+            self._pending = max(self._pending, batch.end_lsn)
+            if self._until is not None and self._pending >= self._until:
+                self._next_tick = 0.0
+            return
+        started = time.monotonic()
+        counts = applier.apply(batch)
+        self._in_parts = not batch.complete
+        if not batch.complete:
+            return
+        self._store(applier, max(batch.end_lsn, self._committed), batch.fence)
+        metrics.TRANSACTIONS.inc(batch.transactions)
+        metrics.BATCH_ROWS.observe(len(batch.events))
+        metrics.BATCH_DURATION_SECONDS.observe(time.monotonic() - started)
+        for (op, table), count in counts.items():
+            metrics.CHANGES.labels(table=".".join(table).removeprefix("public."), op=op.value).inc(count)
+            self._applied_rows[table] += count
+        for unmapped in batch.unmapped:
+            metrics.UNMAPPED_IDS.labels(map=unmapped.map).inc()
+
+    def _store(self, applier: Applier, lsn: Lsn, fence: str | None = None) -> None:
+        """Write the checkpoint into the open transaction and commit it."""
+        applier.execute(
+            """
+            UPDATE replicator.checkpoint
+            SET applied_lsn = %s::pg_lsn, commit_time = %s, fence = coalesce(%s, fence), lag_seconds = %s,
+                problem = NULL, updated_at = clock_timestamp()
+            WHERE slot = %s
+            """,
+            (str(lsn), self._commit_time, fence, self._lag_seconds(), self._slot),
+        )
+        applier.commit()
+        self.advanced = self.advanced or lsn > self._committed
+        self._committed = lsn
+        metrics.APPLIED_LSN_BYTES.set(lsn)
+        metrics.LAG_SECONDS.set(self._lag_seconds())
+        if self._commit_time is not None:
+            metrics.LAST_COMMIT_TIMESTAMP_SECONDS.set(self._commit_time.timestamp())
+
+    def _tick(self, applier: Applier) -> Outcome | None:
+        """Once a second: store the position, look for what the commands ask of us."""
+        if self._applied_rows:
+            applier.begin()
+            add_rows_applied(self._writer, self._slot, self._applied_rows)
+        self._store(applier, max(self._pending, self._committed))
+        self._applied_rows.clear()
+        rows = query(
+            self._writer,
+            """
+            SELECT c.phase, c.map_version, EXISTS (
+                SELECT FROM replicator.table_state t WHERE t.slot = c.slot AND t.state = 'copy_requested')
+            FROM replicator.checkpoint c WHERE c.slot = %s
+            """,
+            self._slot,
+        )
+        if not rows:
+            raise StateError("the checkpoint is gone: somebody has removed it while the stream was running")
+        [(phase, map_version, copy_requested)] = rows
+        if phase == "catching_up" and self._pending and self._inbox.is_empty:
+            set_phase(self._writer, self._slot, "streaming")
+            log.info("caught up", lsn=str(self._committed))
+        if map_version != self._map_version:
+            self._find_map_changes()
+            self._map_version = map_version
+        self._next_tick = time.monotonic() + _TICK_S
+        if phase == "cut_over":
+            return Outcome.FINALIZED
+        return Outcome.COPY_REQUESTED if copy_requested else None
+
+    def _lag_seconds(self) -> float:
+        """Now minus the source commit time of what was applied last; 0 while nothing is pending."""
+        if self._commit_time is None:
+            return 0.0
+        idle = self._inbox.is_empty and not self._in_parts and time.monotonic() - self._news_at < _IDLE_S
+        return 0.0 if idle else max(0.0, time.time() - self._commit_time.timestamp())
+
+    def _load_checkpoint(self) -> Checkpoint:
+        with translated("target"):
+            checkpoint = load_checkpoint(self._writer, self._slot)
+        if checkpoint is None:
+            raise StateError(f"slot {self._slot} has no checkpoint on the target", hint="take a snapshot first")
+        return checkpoint
+
+    def _load_maps(self) -> tuple[IdMaps, Relations, set[tuple[str, str]]]:
+        specs = {spec.name: spec for spec in self._settings.map_specs}
+        maps = load_maps(self._writer, specs)
+        by_source = {route.source.name: route for route in self._routes}
+        lookups: dict[TableName, tuple[LookupFollower, ...]] = {}
+        for spec in specs.values():
+            if spec.table is not None:
+                follower = LookupFollower(spec, by_source[spec.table], maps)
+                lookups[spec.table] = (*lookups.get(spec.table, ()), follower)
+        states = load_table_states(self._writer, self._slot)
+        relations = Relations(
+            self._routes,
+            maps,
+            lookups,
+            snapshot_lsns={name: state.snapshot_lsn or ZERO for name, state in states.items()},
+            known_columns={name: state.columns for name, state in states.items()},
+            ignore_new_columns=self._settings.stream.on_new_column == "ignore",
+        )
+        unmapped = {(name, source_id) for name, source_id in query(
+            self._writer, "SELECT DISTINCT map, source_id FROM replicator.unmapped_id")}  # fmt: skip
+        return maps, relations, unmapped
+
+    def _find_map_changes(self) -> None:
+        """`users import` was here: hand new entries to the receiver, whose thread owns the maps."""
+        names = [spec.name for spec in self._settings.map_specs if not spec.is_lookup]
+        fresh = load_maps(self._writer, names)
+        changes = [
+            (name, source_id, target_id)
+            for name in names
+            for source_id, target_id in fresh.entries(name)
+            if self._maps.target_id(name, source_id) != target_id
+        ]
+        self._map_changes += changes
+
+    def _take_map_changes(self) -> None:
+        """Called by the receiver between transactions: rows routed from here on use the new entries."""
+        if not self._map_changes:
+            return
+        changes, self._map_changes = self._map_changes, []
+        for name, source_id, target_id in changes:
+            self._maps.change(name, source_id, target_id)
+        log.info("map entries taken in", entries=len(changes))
+        self._inbox.put(Batch(remap=True))
+
+    def _open_source(self) -> Connection:
+        """A plain session on the source, opened when first needed."""
+        if self._source is None:
+            self._source = connect(self._settings.source.dsn, "source", purpose="lookup")
+        return self._source
+
+    def _abandon(self, applier: Applier) -> None:
+        try:
+            applier.rollback()
+        except psycopg.Error:
+            log.debug("rollback failed: the connection is gone, and the transaction with it")
+
+
+class _Watchdog:
+    """Cancels the statement that keeps a stop from being answered in time."""
+
+    def __init__(self, stop: threading.Event, conn: Connection) -> None:
+        self._stop, self._conn = stop, conn
+        self._finished = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def finish(self) -> None:
+        self._finished.set()
+
+    def _watch(self) -> None:
+        while not self._stop.wait(_TAKE_S):
+            if self._finished.is_set():
+                return
+        if not self._finished.wait(_STOP_GRACE_S):
+            try:
+                self._conn.cancel_safe(timeout=2.0)
+            except psycopg.Error:
+                log.debug("cancel failed: the connection is gone")
+
+
+def _explain(exc: psycopg.Error) -> ReplicatorError:
+    """Our error for what the target said to a change that both sides' catalogs allowed at the start."""
+    if isinstance(
+        exc, errors.UndefinedColumn | errors.UndefinedTable | errors.DatatypeMismatch | errors.UndefinedObject
+    ):
+        return SchemaMismatch(
+            f"target: {exc.diag.message_primary}",
+            hint="a table of the target has changed: mend it or the settings, then start again",
+        )
+    return translate(exc, "target")
