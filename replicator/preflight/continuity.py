@@ -1,0 +1,165 @@
+"""What we leave on the source between runs, publication and slot, against what the target has recorded."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+from replicator.config import Settings
+from replicator.model.schema import TableName, show_table
+from replicator.postgres.catalog import server_identity
+from replicator.postgres.connection import Connection, query
+from replicator.preflight.check import Check, failed, passed, warned
+from replicator.routing.route import Route
+from replicator.source.publication import Publication, load_publication
+from replicator.source.slot import load_slot
+from replicator.target import state
+
+_START_ANEW = "`replicator teardown`, then start with a new snapshot"
+
+
+@dataclass(frozen=True, slots=True)
+class Recorded:
+    """What the target knows of earlier runs; empty if there were none."""
+
+    checkpoint: state.Checkpoint | None = None
+    tables: frozenset[TableName] = frozenset()
+
+    @property
+    def is_streaming(self) -> bool:
+        """A snapshot began and no cutover has ended it: slot and publication must be there."""
+        return self.checkpoint is not None and self.checkpoint.phase not in ("new", "cut_over")
+
+
+def load_recorded(target: Connection, slot: str) -> Recorded:
+    """Read our state, if the target has it."""
+    if not state.exists(target):
+        return Recorded()
+    return Recorded(state.load_checkpoint(target, slot), frozenset(state.load_table_states(target, slot)))
+
+
+def check_publication(
+    source: Connection, settings: Settings, routes: Sequence[Route], recorded: Recorded
+) -> Iterator[Check]:
+    """Absent: may we create it? Present: does it publish all rows and operations of exactly our tables?"""
+    name = settings.source.publication
+    found = load_publication(source, name)
+    if found is None:
+        if recorded.is_streaming:
+            yield failed(
+                "publication", "source", f"publication {name} is gone: changes made since are lost", _START_ANEW
+            )
+        else:
+            yield from _may_publish(source, name, routes)
+        return
+    wanted = {route.source.name for route in routes}
+    checks = [*_publication_faults(name, found, wanted), *_missing_tables(name, found, wanted, recorded)]
+    yield from checks or [passed("publication", "source", f"{name} publishes {len(routes)} tables")]
+
+
+def _may_publish(source: Connection, name: str, routes: Sequence[Route]) -> Iterator[Check]:
+    rows = query(
+        source,
+        "SELECT c.oid::bigint FROM pg_catalog.pg_class c"
+        " WHERE c.oid = ANY (%s::oid[]) AND NOT pg_catalog.pg_has_role(c.relowner, 'USAGE')",
+        [route.source.oid for route in routes],
+    )
+    [(may_create,)] = query(source, "SELECT pg_catalog.has_database_privilege(pg_catalog.current_database(), 'CREATE')")
+    foreign = {oid for (oid,) in rows}
+    if foreign:
+        tables = ", ".join(str(route.source) for route in routes if route.source.oid in foreign)
+        yield failed(
+            "publication",
+            "source",
+            f"publication {name} does not exist, and the role does not own {tables}",
+            "create it as the owner, with the statement that `replicator plan` shows",
+        )
+    elif not may_create:
+        yield failed(
+            "publication",
+            "source",
+            f"publication {name} does not exist, and the role may not create it",
+            "GRANT CREATE ON DATABASE … TO the role, or create it with the statement that `replicator plan` shows",
+        )
+    else:
+        yield passed("publication", "source", f"{name} does not exist yet and can be created")
+
+
+def _publication_faults(name: str, found: Publication, wanted: set[TableName]) -> Iterator[Check]:
+    faults = {
+        "publishes all tables, those of tools included": found.all_tables,
+        f"publishes whole schemas: {', '.join(found.schemas)}": found.schemas,
+        "leaves out some operations": found.operations != {"insert", "update", "delete", "truncate"},
+        "sends partitions under their own names (publish_via_partition_root is off)": not found.via_root,
+        f"also publishes {_names(found.tables.keys() - wanted)}": found.tables.keys() - wanted,
+        f"sends only some rows or columns of {_names(found.narrowed & wanted)}": found.narrowed & wanted,
+    }
+    for fault, is_so in faults.items():
+        if is_so:
+            yield failed(
+                "publication",
+                "source",
+                f"publication {name} {fault}",
+                "choose another name in source.publication, or drop it before the first snapshot if nobody uses it",
+            )
+
+
+def _missing_tables(name: str, found: Publication, wanted: set[TableName], recorded: Recorded) -> Iterator[Check]:
+    missing = wanted - found.tables.keys()
+    if not missing or found.all_tables:
+        return
+    message = f"publication {name} does not publish {_names(missing)}"
+    if not found.is_ours:
+        yield failed("publication", "source", message, "let its owner add them: ALTER PUBLICATION … ADD TABLE")
+    elif recorded.is_streaming:
+        yield failed("publication", "source", message, "copy them with `replicator snapshot --table`, which adds them")
+    else:
+        yield warned("publication", "source", message, "the snapshot adds them")
+
+
+def check_slot(source: Connection, settings: Settings, recorded: Recorded) -> Iterator[Check]:
+    """The slot and the checkpoint must belong together: otherwise changes would be skipped without a word."""
+    name, checkpoint = settings.source.slot, recorded.checkpoint
+    slot = load_slot(source, name)
+    if slot is None:
+        if recorded.is_streaming:
+            yield failed("slot", "source", f"slot {name} is gone", _START_ANEW)
+        else:
+            yield passed("slot", "source", f"{name} does not exist yet")
+    elif slot.plugin != "pgoutput" or slot.database != server_identity(source)[1]:
+        message = f"slot {name} belongs to another plugin or database"
+        yield failed("slot", "source", message, "choose another name in source.slot")
+    elif checkpoint is None:
+        message = f"slot {name} exists, but the target has no checkpoint for it"
+        remedy = "if no other replicator uses it: `replicator teardown`; else choose another name in source.slot"
+        yield failed("slot", "source", message, remedy)
+    elif slot.is_lost:
+        why = f" ({slot.invalidation_reason})" if slot.invalidation_reason else ""
+        yield failed("slot", "source", f"slot {name} is lost: its WAL is gone{why}", _START_ANEW)
+    elif slot.confirmed_flush_lsn and slot.confirmed_flush_lsn > checkpoint.applied_lsn:
+        message = f"slot {name} stands at {slot.confirmed_flush_lsn}, past our checkpoint {checkpoint.applied_lsn}"
+        yield failed("slot", "source", message, _START_ANEW)
+    elif slot.wal_status == "unreserved":
+        yield warned("slot", "source", f"slot {name} is about to be lost", "start the service now")
+    else:
+        yield passed("slot", "source", f"{name} is {slot.wal_status} and fits the checkpoint")
+
+
+def check_same_source(source: Connection, recorded: Recorded) -> Iterator[Check]:
+    """The checkpoint counts positions of one cluster only."""
+    if recorded.checkpoint is None:
+        return
+    identity = server_identity(source)
+    if identity == (recorded.checkpoint.system_identifier, recorded.checkpoint.database):
+        yield passed("same_source", "both", "the checkpoint belongs to this source")
+    else:
+        yield failed(
+            "same_source",
+            "both",
+            "the target's checkpoint belongs to another source server or database",
+            "correct the source DSN; after a restore or a switch of servers: " + _START_ANEW,
+        )
+
+
+def _names(tables: Iterable[TableName]) -> str:
+    return ", ".join(show_table(name) for name in sorted(tables))

@@ -1,0 +1,333 @@
+"""The state of a replication as both sides tell it: what ``status``, the status page and the metrics show."""
+
+from __future__ import annotations
+
+import datetime as dt
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from typing import Any, TypeVar
+
+import psycopg
+
+from replicator.config import Settings
+from replicator.errors import ReplicatorError
+from replicator.model.lsn import Lsn
+from replicator.model.schema import show_table
+from replicator.postgres.catalog import server_identity
+from replicator.postgres.connection import Connection, Side, connect, query, translate
+from replicator.source.slot import SlotInfo, load_slot
+from replicator.target import state
+from replicator.target.idmaps import count_unmapped
+
+RUNNING_PHASES = ("copying", "catching_up", "streaming", "cutting_over")
+STREAMING_PHASES = ("catching_up", "streaming", "cutting_over")
+
+_SOON_LOST_S = 3600
+_LONG_LAG_S = 60
+_STALE_S = 15  # the service writes its checkpoint at every heartbeat, 5 s apart
+_RATE_WINDOW_S = 60
+_STATEMENT_TIMEOUT = "5s"  # a status that hangs is worse than one that says so
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class SlotStatus:
+    """The slot as the source shows it. None: unlimited ``safe_bytes``, or no forecast."""
+
+    name: str
+    active: bool
+    wal_status: str
+    retained_bytes: int
+    safe_bytes: int | None
+    seconds_until_lost: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class TableStatus:
+    """One table's part."""
+
+    name: str
+    state: str
+    rows_copied: int
+    rows_applied: int
+    snapshot_lsn: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class StepStatus:
+    """One step of the cutover; times in ISO 8601."""
+
+    step: str
+    state: str
+    started_at: str | None
+    finished_at: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """One reading. None where a value cannot be known: no snapshot yet, or a side that does not answer."""
+
+    phase: str = "new"
+    applied_lsn: Lsn | None = None
+    source_lsn: Lsn | None = None
+    lag_bytes: int | None = None
+    lag_seconds: float | None = None
+    slot: SlotStatus | None = None
+    tables: tuple[TableStatus, ...] = ()
+    unmapped_ids: int = 0
+    quarantined_rows: int = 0
+    cutover: tuple[StepStatus, ...] = ()
+    problem: str | None = None  # what the service itself reports
+    problems: tuple[str, ...] = ()
+
+    @property
+    def healthy(self) -> bool:
+        """Nothing needs a person."""
+        return not self.problems
+
+    def to_json(self) -> dict[str, object]:
+        """The document of ``status --json``."""
+        return {
+            "phase": self.phase,
+            "applied_lsn": None if self.applied_lsn is None else str(self.applied_lsn),
+            "source_lsn": None if self.source_lsn is None else str(self.source_lsn),
+            "lag_bytes": self.lag_bytes,
+            "lag_seconds": self.lag_seconds,
+            "slot": None if self.slot is None else asdict(self.slot),
+            "tables": [asdict(table) for table in self.tables],
+            "unmapped_ids": self.unmapped_ids,
+            "quarantined_rows": self.quarantined_rows,
+            "cutover": [asdict(step) for step in self.cutover],
+            "problem": self.problem,
+            "healthy": self.healthy,
+            "problems": list(self.problems),
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class _TargetSide:
+    """What the target tells."""
+
+    checkpoint: state.Checkpoint | None = None
+    age_s: float = 0.0  # since the checkpoint was written, by the target's clock
+    writer_runs: bool = False
+    tables: tuple[TableStatus, ...] = ()
+    unmapped_ids: int = 0
+    quarantined_rows: int = 0
+    cutover: tuple[StepStatus, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class _SourceSide:
+    """What the source tells; only ``error`` if it does not answer."""
+
+    lsn: Lsn | None = None
+    slot: SlotInfo | None = None
+    identity: tuple[str, str] = ("", "")
+    error: str = ""
+
+
+@dataclass(slots=True)
+class _Session:
+    """One connection that is made when needed and made again when it broke."""
+
+    dsn: str
+    side: Side
+    conn: Connection | None = field(default=None, repr=False)
+
+    def call(self, read: Callable[[Connection], T]) -> T:
+        """Run ``read``; once more on a new connection if the old one had gone."""
+        reused = self.conn is not None
+        try:
+            return self._once(read)
+        except ReplicatorError:
+            if not reused:
+                raise
+            return self._once(read)
+
+    def _once(self, read: Callable[[Connection], T]) -> T:
+        try:
+            if self.conn is None:
+                self.conn = connect(self.dsn, self.side, purpose="status")
+                self.conn.execute(f"SET statement_timeout = '{_STATEMENT_TIMEOUT}'")
+            return read(self.conn)
+        except psycopg.Error as exc:
+            self.close()
+            raise translate(exc, self.side) from exc
+
+    def close(self) -> None:
+        if self.conn is not None:
+            self.conn.close()
+            self.conn = None
+
+
+class StatusReader:
+    """Reads the status again and again over two connections that it keeps. Not safe for several threads at once."""
+
+    def __init__(self, settings: Settings, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._slot = settings.source.slot
+        self._source = _Session(settings.source.dsn, "source")
+        self._target = _Session(settings.target.dsn, "target")
+        self._clock = clock
+        self._positions: deque[tuple[float, Lsn]] = deque()
+
+    def read(self) -> Status:
+        """One reading; the WAL rate behind ``seconds_until_lost`` needs two.
+
+        Raises:
+            ReplicatorError: the target does not answer. A source that does not is a problem of the status.
+        """
+        target = self._target.call(self._read_target)
+        try:
+            source = self._source.call(self._read_source)
+        except ReplicatorError as exc:
+            source = _SourceSide(error=f"the source does not answer: {exc.message}")
+        return self._combine(target, source)
+
+    def close(self) -> None:
+        """Close both connections; a later `read` opens them again."""
+        self._source.close()
+        self._target.close()
+
+    def _read_target(self, conn: Connection) -> _TargetSide:
+        if not state.exists(conn):
+            return _TargetSide()
+        checkpoint = state.load_checkpoint(conn, self._slot)
+        if checkpoint is None:
+            return _TargetSide(unmapped_ids=count_unmapped(conn))
+        [(now, quarantined)] = query(conn, "SELECT clock_timestamp(), (SELECT count(*) FROM replicator.quarantine)")
+        return _TargetSide(
+            checkpoint=checkpoint,
+            age_s=max((now - checkpoint.updated_at).total_seconds(), 0.0),
+            writer_runs=state.writer_is_running(conn, self._slot),
+            tables=tuple(_table(table) for table in state.load_table_states(conn, self._slot).values()),
+            unmapped_ids=count_unmapped(conn),
+            quarantined_rows=quarantined,
+            cutover=_load_steps(conn, self._slot),
+        )
+
+    def _read_source(self, conn: Connection) -> _SourceSide:
+        [(lsn,)] = query(conn, "SELECT pg_catalog.pg_current_wal_lsn()::text")
+        return _SourceSide(Lsn.parse(lsn), load_slot(conn, self._slot), server_identity(conn))
+
+    def _combine(self, target: _TargetSide, source: _SourceSide) -> Status:
+        checkpoint = target.checkpoint
+        slot = self._slot_status(source)
+        lag_bytes, lag_seconds = _lag(target, source)
+        return Status(
+            phase=checkpoint.phase if checkpoint else "new",
+            applied_lsn=checkpoint.applied_lsn if checkpoint else None,
+            source_lsn=source.lsn,
+            lag_bytes=lag_bytes,
+            lag_seconds=lag_seconds,
+            slot=slot,
+            tables=target.tables,
+            unmapped_ids=target.unmapped_ids,
+            quarantined_rows=target.quarantined_rows,
+            cutover=target.cutover,
+            problem=checkpoint.problem if checkpoint else None,
+            problems=tuple(_problems(target, source, slot, lag_seconds)),
+        )
+
+    def _slot_status(self, source: _SourceSide) -> SlotStatus | None:
+        rate = self._wal_rate(source.lsn)
+        slot = source.slot
+        if slot is None:
+            return None
+        return SlotStatus(
+            name=slot.name,
+            active=slot.active,
+            wal_status="lost" if slot.is_lost else slot.wal_status,
+            retained_bytes=slot.retained_bytes,
+            safe_bytes=slot.safe_bytes,
+            seconds_until_lost=None if slot.safe_bytes is None or not rate else slot.safe_bytes / rate,
+        )
+
+    def _wal_rate(self, lsn: Lsn | None) -> float | None:
+        """Bytes of WAL a second over the last minute of readings; None before the second one."""
+        if lsn is None:
+            return None
+        now = self._clock()
+        self._positions.append((now, lsn))
+        while len(self._positions) > 2 and self._positions[0][0] < now - _RATE_WINDOW_S:
+            self._positions.popleft()
+        then, first = self._positions[0]
+        return max(lsn - first, 0) / (now - then) if now > then else None
+
+
+def _table(table: state.TableState) -> TableStatus:
+    lsn = None if table.snapshot_lsn is None else str(table.snapshot_lsn)
+    return TableStatus(show_table(table.name), table.state, table.rows_copied, table.rows_applied, lsn)
+
+
+def _load_steps(conn: Connection, slot: str) -> tuple[StepStatus, ...]:
+    rows: list[tuple[Any, ...]] = query(
+        conn,
+        "SELECT step, state, started_at, finished_at FROM replicator.cutover_step WHERE slot = %s ORDER BY position",
+        slot,
+    )
+    return tuple(StepStatus(step, name, _iso(started), _iso(finished)) for step, name, started, finished in rows)
+
+
+def _iso(time: dt.datetime | None) -> str | None:
+    return None if time is None else time.isoformat()
+
+
+def _lag(target: _TargetSide, source: _SourceSide) -> tuple[int | None, float | None]:
+    """Lag in bytes and seconds. What the source writes after the cutover is not ours to apply."""
+    checkpoint = target.checkpoint
+    if checkpoint is None:
+        return None, None
+    if checkpoint.phase == "cut_over":
+        return 0, 0.0
+    size = None if source.lsn is None else max(source.lsn - checkpoint.applied_lsn, 0)
+    if size == 0:
+        return 0, 0.0
+    if target.writer_runs and target.age_s < _STALE_S:
+        return size, checkpoint.lag_seconds
+    # Nobody measures: what was recorded last has grown older since.
+    return size, round((checkpoint.lag_seconds or 0.0) + target.age_s, 3)
+
+
+def _problems(
+    target: _TargetSide, source: _SourceSide, slot: SlotStatus | None, lag_seconds: float | None
+) -> list[str]:
+    """Why somebody should look, one line each."""
+    checkpoint = target.checkpoint
+    found = [source.error] if source.error else []
+    if checkpoint is None:
+        return found
+    if checkpoint.problem:
+        found.append(checkpoint.problem)
+    if target.quarantined_rows:
+        found.append(f"{target.quarantined_rows} rows are in quarantine")
+    if checkpoint.phase not in RUNNING_PHASES:
+        return found
+    if not target.writer_runs:
+        found.append(f"the service is not running, at phase {checkpoint.phase}: start it with `replicator run`")
+    if checkpoint.phase == "streaming" and lag_seconds is not None and lag_seconds > _LONG_LAG_S:
+        found.append(f"the target is {lag_seconds:.0f} s behind")
+    if not source.error:
+        if source.identity != (checkpoint.system_identifier, checkpoint.database):
+            found.append("the source is another server or database than the one that was copied")
+        found += _slot_problems(slot, is_streaming=target.writer_runs and checkpoint.phase in STREAMING_PHASES)
+    return found
+
+
+def _slot_problems(slot: SlotStatus | None, *, is_streaming: bool) -> list[str]:
+    if slot is None:
+        return ["the slot is gone from the source: a new snapshot is needed"]
+    if slot.wal_status == "lost":
+        return [f"slot {slot.name} is lost: a new snapshot is needed"]
+    found = []
+    if slot.wal_status == "unreserved":
+        found.append(f"slot {slot.name} is about to be lost: its WAL goes at the source's next checkpoint")
+    elif slot.seconds_until_lost is not None and slot.seconds_until_lost < _SOON_LOST_S:
+        minutes = slot.seconds_until_lost / 60
+        found.append(f"slot {slot.name} may be lost in {minutes:.0f} min at the present WAL rate")
+    if is_streaming and not slot.active:
+        found.append(f"slot {slot.name} is not being read: the service is not connected to the source")
+    return found

@@ -1,0 +1,165 @@
+"""Remove what we left: slot and publication on the source, our state on the target."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from psycopg import sql
+
+from replicator.config import Settings
+from replicator.errors import Refused, StateError, TransientError
+from replicator.postgres.catalog import server_identity
+from replicator.postgres.connection import Connection, connect, query, table_identifier, translated
+from replicator.source.publication import drop_publication, load_publication
+from replicator.source.slot import SlotInfo, drop_slot, load_slot
+from replicator.target import indexes, state
+
+_SLOT_TABLES = ("checkpoint", "table_state", "cutover_step")  # with a column that names the slot
+_KEPT_WITH_ID_MAP = ("migration", "id_map", "unmapped_id")
+
+
+@dataclass(frozen=True, slots=True)
+class Removal:
+    """What was removed, and what was kept and why; one line each."""
+
+    removed: tuple[str, ...]
+    kept: tuple[str, ...]
+
+
+def teardown(settings: Settings, *, keep_id_map: bool = False, skip_source: bool = False) -> Removal:
+    """Remove slot, publication and our state; parts that are gone already are no fault.
+
+    The source comes first: a slot that nobody reads fills its disk, and the target's state tells whose slot it is.
+
+    Args:
+        keep_id_map: keep the ID maps and the list of unmapped IDs.
+        skip_source: the source is gone for good; only the target is cleared.
+
+    Raises:
+        Refused: the service runs, a cutover is unfinished, or slot and state do not belong together.
+        ReplicatorError: a side does not answer.
+    """
+    slot = settings.source.slot
+    removed: list[str] = []
+    kept: list[str] = []
+    with contextlib.closing(connect(settings.target.dsn, "target", purpose="teardown")) as target:
+        with translated("target"):
+            checkpoint = state.load_checkpoint(target, slot) if state.exists(target) else None
+            # Held to the end: a service that starts now must not find half of its state.
+            _become_only_writer(target, slot, checkpoint)
+        if not skip_source:
+            with contextlib.closing(_connect_source(settings)) as source, translated("source"):
+                _clear_source(source, settings, checkpoint, removed, kept)
+        with translated("target"):
+            _clear_target(target, slot, keep_id_map, removed, kept)
+    return Removal(tuple(removed), tuple(kept))
+
+
+def _become_only_writer(target: Connection, slot: str, checkpoint: state.Checkpoint | None) -> None:
+    try:
+        state.lock_writer(target, slot)
+    except StateError as exc:
+        raise Refused(f"{exc.message}: nothing was removed", hint="stop it first") from exc
+    if checkpoint is not None and checkpoint.phase == "cutting_over":
+        raise Refused(
+            "a cutover is unfinished and may hold the source closed: nothing was removed",
+            hint="finish it with `replicator cutover`, or undo it with `replicator cutover abort`",
+        )
+
+
+def _connect_source(settings: Settings) -> Connection:
+    try:
+        return connect(settings.source.dsn, "source", purpose="teardown")
+    except TransientError as exc:
+        raise TransientError(
+            f"{exc.message}; nothing was removed",
+            hint="the slot must go first, or it fills the source's disk; --skip-source if that server is gone for good",
+        ) from exc
+
+
+def _clear_source(
+    source: Connection,
+    settings: Settings,
+    checkpoint: state.Checkpoint | None,
+    removed: list[str],
+    kept: list[str],
+) -> None:
+    slot = load_slot(source, settings.source.slot)
+    _refuse_foreign(source, slot, checkpoint)
+    if slot is not None:
+        try:
+            drop_slot(source, slot.name)
+        except StateError as exc:
+            raise Refused(f"{exc.message}: nothing was removed", hint=exc.hint) from exc
+        removed.append(f"slot {slot.name} on the source")
+    name = settings.source.publication
+    publication = load_publication(source, name)
+    if publication is not None and publication.is_ours:
+        drop_publication(source, name)
+        removed.append(f"publication {name} on the source")
+    elif publication is not None:
+        kept.append(f"publication {name} on the source: it belongs to another role")
+
+
+def _refuse_foreign(source: Connection, slot: SlotInfo | None, checkpoint: state.Checkpoint | None) -> None:
+    """The settings name the slot; that it is ours is known from the checkpoint, where there is one."""
+    identity = server_identity(source)
+    if checkpoint is not None and (checkpoint.system_identifier, checkpoint.database) != identity:
+        raise Refused(
+            "the target's state belongs to another source server or database: nothing was removed",
+            hint="correct the source DSN; --skip-source if that server is gone for good",
+        )
+    if slot is not None and (slot.plugin, slot.database) != ("pgoutput", identity[1]):
+        raise Refused(
+            f"slot {slot.name} belongs to another plugin or database: nothing was removed",
+            hint="correct source.slot",
+        )
+
+
+def _clear_target(target: Connection, slot: str, keep_id_map: bool, removed: list[str], kept: list[str]) -> None:
+    if not state.exists(target):
+        return
+    kept += [f"index {name} on the target: it was missing and is built again" for name in _rebuild_indexes(target)]
+    [(others,)] = query(
+        target, "SELECT pg_catalog.string_agg(slot, ', ') FROM replicator.checkpoint WHERE slot <> %s", slot
+    )
+    with target.transaction():
+        if others:
+            for table in _SLOT_TABLES:
+                statement = sql.SQL("DELETE FROM {} WHERE slot = %s").format(table_identifier(("replicator", table)))
+                target.execute(statement, (slot,))
+            removed.append(f"the state of slot {slot} on the target")
+            kept.append(f"schema replicator on the target: it holds the state of slot {others}")
+        elif keep_id_map:
+            _empty_all_but_id_maps(target)
+            removed.append("the state in schema replicator on the target")
+            kept.append("the ID maps in schema replicator on the target")
+        else:
+            state.drop(target)
+            removed.append("schema replicator on the target")
+
+
+def _rebuild_indexes(target: Connection) -> Iterator[str]:
+    """An interrupted snapshot may have left indexes to be built again; only our state knows their definitions."""
+    for index in indexes.pending(target):
+        name = table_identifier(index.table).as_string(target)
+        if query(target, "SELECT pg_catalog.to_regclass(%s) IS NOT NULL", name) == [(True,)]:
+            indexes.rebuild(target, index)
+            yield str(index)
+
+
+def _empty_all_but_id_maps(target: Connection) -> None:
+    # Emptied, not dropped: the schema stays whole, so that `users export` and a later run find what they know.
+    rows = query(
+        target,
+        """
+        SELECT relname::text FROM pg_catalog.pg_class
+        WHERE relnamespace = 'replicator'::regnamespace AND relkind = 'r' AND relname <> ALL (%s)
+        """,
+        list(_KEPT_WITH_ID_MAP),
+    )
+    tables = [table_identifier(("replicator", name)) for (name,) in rows]
+    if tables:
+        target.execute(sql.SQL("TRUNCATE {}").format(sql.SQL(", ").join(tables)))
