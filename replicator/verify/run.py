@@ -1,0 +1,182 @@
+"""The whole verification: snapshots of both sides, tables and foreign keys spread over a few threads, one report."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable, Collection, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Final
+
+from replicator.config import Settings
+from replicator.errors import ConfigError, Refused
+from replicator.model.schema import TableName, show_table
+from replicator.postgres.connection import query, translated
+from replicator.routing.idmap import IdMaps
+from replicator.routing.route import Route
+from replicator.target import state
+from replicator.verify.foreign_keys import ForeignKeyCheck, load_checks
+from replicator.verify.plan import Plan, plan_table
+from replicator.verify.report import ForeignKeyReport, Report, TableReport
+from replicator.verify.snapshot import Follower, Sessions, SnapshotPair, read_maps
+from replicator.verify.tables import Halted, Job, Progress, TableComparison
+
+__all__ = ["Progress", "verify"]
+
+STREAM_TIMEOUT_S: Final = 60.0
+_WORKERS: Final = 2  # rows are compared under one interpreter lock: more threads only wait for each other
+# Encodings whose bytes order as those of UTF-8 do, in which both sides send text.
+_UTF8_ORDER: Final = frozenset({"UTF8", "LATIN1", "SQL_ASCII"})
+
+
+def verify(
+    settings: Settings,
+    routes: Sequence[Route],
+    *,
+    tables: Collection[TableName] | None = None,
+    counts_only: bool = False,
+    fail_fast: bool = False,
+    live: bool | None = None,
+    progress: Callable[[Progress], None] | None = None,
+    stop: threading.Event | None = None,
+    stream_timeout_s: float = STREAM_TIMEOUT_S,
+) -> Report:
+    """Compare source and target through the routes, with memory that does not grow with the tables.
+
+    Args:
+        tables: target tables to compare; None: those of all routes.
+        counts_only: compare numbers of rows alone, and no foreign keys.
+        fail_fast: end with the first difference; tables not finished by then are left out.
+        live: whether the stream is applying changes meanwhile; None: find out. If so, differences are looked at
+            again at later positions until it is certain that they are not just changes on their way.
+        progress: called from several threads.
+        stop: ends the verification with `Refused` when set.
+        stream_timeout_s: how long the running stream may take to reach a position of the source.
+
+    Raises:
+        ConfigError: a name in ``tables`` is no route's.
+        Refused: the snapshot is still being copied, or ``stop`` was set.
+        StateError: the stream runs but does not advance.
+    """
+    chosen = _choose(routes, tables)
+    with Sessions(settings) as sessions:
+        if live is None:
+            live = _is_live(sessions)
+        if live:
+            _refuse_unfinished(sessions, chosen)
+        stop = stop if stop is not None else threading.Event()
+        job = Job(settings, live, fail_fast, stream_timeout_s, progress, stop, threading.Event())
+        utf8 = _orders_as_utf8(sessions)
+        plans = [plan_table(route, utf8=utf8) for route in chosen]
+        follower = Follower(sessions, timeout_s=stream_timeout_s, stop=stop) if live else None
+        with SnapshotPair(settings, follower) as pair:
+            return _Run(job, pair, plans, counts_only).report()
+
+
+class _Run:
+    """The threads and what they have found. Largest tables first, foreign keys last."""
+
+    def __init__(self, job: Job, pair: SnapshotPair, plans: Sequence[Plan], counts_only: bool) -> None:
+        self._job = job
+        self._pair = pair
+        self._counts_only = counts_only
+        self._plans = plans
+        self._maps = IdMaps()
+        self._tasks: deque[Plan | ForeignKeyCheck] = deque()
+        largest_first = sorted(plans, key=_bytes_of, reverse=True)
+        self._tasks.extend(largest_first)
+        if not counts_only:
+            self._maps = read_maps(pair.target, {spec.name for plan in plans for spec in plan.route.maps})
+            self._tasks.extend(load_checks(pair.target, {plan.route.target.oid for plan in plans}))
+        self._tables: dict[str, TableReport] = {}
+        self._foreign_keys: list[ForeignKeyReport] = []
+        self._notes: list[str] = []
+
+    def report(self) -> Report:
+        """Do all tasks; the report, with tables in the order of the routes."""
+        workers = min(_WORKERS, len(self._tasks)) or 1
+        with ThreadPoolExecutor(workers, thread_name_prefix="verify") as pool:
+            for future in [pool.submit(self._work) for _ in range(workers)]:
+                future.result()
+        if self._job.halt.is_set():
+            self._notes.append("ended with the first difference: the report is not complete")
+        return Report(
+            self._pair.lsn,
+            tuple(self._tables[plan.name] for plan in self._plans if plan.name in self._tables),
+            tuple(sorted(self._foreign_keys, key=lambda key: (key.table, key.name))),
+            tuple(sorted(self._notes)),
+        )
+
+    def _work(self) -> None:
+        try:
+            with self._pair.sessions() as snapshots, Sessions(self._job.settings) as later:
+                while self._tasks and not self._job.halt.is_set():
+                    try:
+                        task = self._tasks.popleft()
+                    except IndexError:  # another thread was faster
+                        break
+                    if not self._do(task, snapshots, later) and self._job.fail_fast:
+                        self._job.halt.set()
+        except Halted:
+            pass
+        except BaseException:
+            self._job.halt.set()  # one fault ends all
+            raise
+
+    def _do(self, task: Plan | ForeignKeyCheck, snapshots: Sessions, later: Sessions) -> bool:
+        """Whether both sides are equal in this respect."""
+        if self._job.stop.is_set():
+            raise Refused("verification was stopped before its end")
+        if isinstance(task, ForeignKeyCheck):
+            key = task.run(snapshots.get("target"))
+            self._foreign_keys.append(key)
+            return not key.orphans
+        comparison = TableComparison(self._job, task, self._maps, snapshots, later)
+        table = comparison.count() if self._counts_only else comparison.rows()
+        self._tables[table.name] = table
+        self._notes += comparison.findings.notes
+        return table.equal
+
+
+def _bytes_of(plan: Plan) -> int:
+    return plan.route.source.bytes_estimate
+
+
+def _choose(routes: Sequence[Route], tables: Collection[TableName] | None) -> list[Route]:
+    if tables is None:
+        return list(routes)
+    unknown = set(tables) - {route.name for route in routes}
+    if unknown:
+        names = ", ".join(sorted(map(show_table, unknown)))
+        raise ConfigError(f"not replicated: {names}", hint="`replicator plan` lists the tables")
+    return [route for route in routes if route.name in tables]
+
+
+def _is_live(sessions: Sessions) -> bool:
+    with translated("target"):
+        return state.writer_is_running(sessions.get("target"), sessions.settings.source.slot)
+
+
+def _refuse_unfinished(sessions: Sessions, routes: Sequence[Route]) -> None:
+    target, slot = sessions.get("target"), sessions.settings.source.slot
+    with translated("target"):
+        checkpoint = state.load_checkpoint(target, slot) if state.exists(target) else None
+        states = state.load_table_states(target, slot) if checkpoint is not None else {}
+    if checkpoint is None or checkpoint.phase in ("new", "copying"):
+        raise Refused("the snapshot is still being copied", hint="`replicator status` shows how far it is")
+    unfinished = [
+        str(route) for route in routes if (known := states.get(route.name)) is not None and known.state != "copied"
+    ]
+    if unfinished:
+        raise Refused(
+            f"still being copied: {', '.join(unfinished)}", hint="wait for `replicator status` to show them as copied"
+        )
+
+
+def _orders_as_utf8(sessions: Sessions) -> bool:
+    for side in ("source", "target"):
+        with translated(side):
+            [(encoding,)] = query(sessions.get(side), "SHOW server_encoding")
+        if encoding not in _UTF8_ORDER:
+            return False
+    return True
