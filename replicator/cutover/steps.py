@@ -1,0 +1,254 @@
+"""The steps up to the point of no return, each a function of the cutover's site; what it returns is recorded."""
+
+from __future__ import annotations
+
+import contextlib
+import secrets
+import threading
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, wait
+from dataclasses import dataclass
+from typing import Final, Literal
+
+from replicator.config import Settings
+from replicator.cutover import gates
+from replicator.cutover.journal import Journal
+from replicator.cutover.report import Detail, Gate
+from replicator.cutover.transitions import Step
+from replicator.errors import ConfigError, Refused, TransientError, VerificationFailed
+from replicator.model.lsn import ZERO, Lsn
+from replicator.model.schema import show_table
+from replicator.postgres.connection import Connection, translated
+from replicator.source.freeze import Freeze, load_read_only, store_read_only
+from replicator.source.messages import emit_fence
+from replicator.target import indexes, sequences
+from replicator.target.state import load_checkpoint, writer_is_running
+from replicator.verify import Report, verify
+
+Verification = Literal["full", "counts", "none"]
+
+_POLL_S: Final = 0.02
+_LOCK_CHECK_S: Final = 0.5
+_SETTLE_S: Final = 60.0  # for the stream to catch up again after indexes were built
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """``timeout_s`` bounds the time from the freeze to the point of no return."""
+
+    max_lag_bytes: int
+    timeout_s: float
+    verify: Verification
+
+
+class GatesFailed(Refused):
+    """A gate does not hold."""
+
+    def __init__(self, findings: gates.Findings) -> None:
+        """One line per gate that failed."""
+        lines = [f"{gate.name}: {gate.message}" + (f" — {gate.remedy}" if gate.remedy else "")
+                 for gate in findings.failed]  # fmt: skip
+        super().__init__("\n".join(lines), hint="`replicator cutover --dry-run` looks at all gates again")
+        self.gates = findings.gates
+
+
+@dataclass(slots=True)
+class Site:
+    """The sessions of one cutover, and what its steps have found out so far."""
+
+    settings: Settings
+    options: Options
+    target: Connection
+    source: Connection
+    freeze_conn: Connection
+    journal: Journal
+    subject: gates.Subject | None = None  # from `check` on
+    freeze: Freeze | None = None
+    deadline: float = 0.0  # monotonic
+    blocked_since: float = 0.0  # monotonic
+    read_only: bool = False
+    fence: str = ""
+    fence_lsn: Lsn = ZERO
+
+    @property
+    def slot(self) -> str:
+        """The slot's name: the key of all our state."""
+        return self.settings.source.slot
+
+    @property
+    def checked(self) -> gates.Subject:
+        """Routes and sequences, as the gates found them."""
+        assert self.subject is not None, "check comes first"
+        return self.subject
+
+    def require_lock(self) -> Freeze:
+        """The freeze.
+
+        Raises:
+            TransientError: its session broke; writers are back.
+        """
+        if self.freeze is None or not self.freeze.is_held():
+            raise TransientError("source: the lock on its tables was lost: the session that held it is gone")
+        return self.freeze
+
+    def require_time(self) -> None:
+        """Raise Refused once the time for keeping writers waiting is over."""
+        if time.monotonic() > self.deadline:
+            raise Refused(
+                f"not done within {self.options.timeout_s:g} s",
+                hint="raise --timeout, or choose a shorter check with --verify counts",
+            )
+
+
+def check(site: Site) -> Detail:
+    """Pass all gates; rebuild deferred indexes now, for later it would cost downtime."""
+    found = _pass_gates(site)
+    with translated("target"):
+        rebuilt = indexes.rebuild_missing(site.target)
+    if rebuilt:
+        # Building locked the tables against the stream: let it catch up.
+        found = _settle(site)
+    site.subject = found.subject
+    return {"gates": [gate.to_json() for gate in found.gates], "indexes_rebuilt": [str(index) for index in rebuilt],
+            "warnings": [_warning(gate) for gate in found.gates if gate.state == "warn"]}  # fmt: skip
+
+
+def _pass_gates(site: Site) -> gates.Findings:
+    found = gates.look(site.settings, site.source, site.target, site.options.max_lag_bytes)
+    if found.failed:
+        raise GatesFailed(found)
+    return found
+
+
+def _settle(site: Site) -> gates.Findings:
+    deadline = time.monotonic() + _SETTLE_S
+    while time.monotonic() < deadline:
+        with contextlib.suppress(GatesFailed):
+            return _pass_gates(site)
+        time.sleep(0.2)
+    return _pass_gates(site)
+
+
+def _warning(gate: Gate) -> str:
+    return f"{gate.name}: {gate.message}"
+
+
+def intent(site: Site) -> Detail:
+    """What `freeze` records before it begins: the database setting to restore, whatever happens to us then."""
+    known = site.journal.records[Step.FREEZE].detail
+    if "previous_read_only" in known:  # what a broken attempt found: by now it would be our own
+        return {"previous_read_only": known["previous_read_only"]}
+    with translated("source"):
+        return {"previous_read_only": load_read_only(site.source)}
+
+
+def freeze(site: Site) -> Detail:
+    """Lock the source's tables, then set the database read-only for new sessions.
+
+    In this order, so that a lock that cannot be had costs no application an error.
+    """
+    site.deadline = time.monotonic() + site.options.timeout_s
+    site.freeze = Freeze(site.freeze_conn, site.checked.source_tables)
+    site.blocked_since = site.freeze.acquire(site.deadline)
+    warnings = []
+    try:
+        store_read_only(site.source, "on")
+        site.read_only = True
+    except ConfigError as exc:
+        warnings.append(f"the source database could not be set read-only: {exc.message}")
+    return {"attempts": site.freeze.attempts, "read_only": site.read_only, "warnings": warnings}
+
+
+def fence(site: Site) -> Detail:
+    """Write the fence behind the last change."""
+    site.fence = secrets.token_hex(16)
+    with translated("source"):
+        site.fence_lsn = emit_fence(site.source, site.fence)
+    return {"lsn": str(site.fence_lsn)}
+
+
+def drain(site: Site) -> Detail:
+    """Wait until the target has committed the batch that holds the fence."""
+    next_lock_check = time.monotonic() + _LOCK_CHECK_S
+    while True:
+        with translated("target"):
+            checkpoint = load_checkpoint(site.target, site.slot)
+        if checkpoint is not None and checkpoint.fence == site.fence:
+            return {"applied_lsn": str(checkpoint.applied_lsn)}
+        now = time.monotonic()
+        if now > site.deadline:
+            raise _not_drained(site)
+        if now > next_lock_check:
+            site.require_lock()
+            next_lock_check = now + _LOCK_CHECK_S
+        time.sleep(_POLL_S)
+
+
+def _not_drained(site: Site) -> Refused:
+    text = f"the stream did not deliver the fence within {site.options.timeout_s:g} s"
+    with translated("target"):
+        if not writer_is_running(site.target, site.slot):
+            return Refused(f"{text}: the service is not running", hint="start `replicator run`, then try again")
+    return Refused(text, hint="see the service's log; raise --timeout if it is only slow")
+
+
+def set_sequences(site: Site) -> Detail:
+    """Let the target's sequences continue the source's."""
+    pairs = site.checked.sequences.pairs
+    with translated("source"):
+        values = sequences.load_values(site.source, pairs)
+    with translated("target"):
+        done = sequences.set_sequences(site.target, pairs, values)
+    return {"set": {show_table(name): {"last_value": value.last_value, "is_called": value.is_called}
+                    for name, value in done.items()}}  # fmt: skip
+
+
+def rebuild_indexes(site: Site) -> Detail:
+    """Rebuild what became missing since `check`: as a rule nothing."""
+    with translated("target"):
+        return {"rebuilt": [str(index) for index in indexes.rebuild_missing(site.target)]}
+
+
+def compare(site: Site) -> Detail:
+    """Compare both sides, which stand still now.
+
+    In a thread of its own, so that a lost lock, the time limit or a signal ends the waiting at once; the comparison
+    only reads, and what it finds after that is of no interest.
+    """
+    mode = site.options.verify
+    if mode == "none":
+        return {"mode": mode}
+    future: Future[Report] = Future()
+    stop = threading.Event()
+    threading.Thread(target=_compare, args=(site, future, stop), name="cutover-verify", daemon=True).start()
+    try:
+        while not wait([future], timeout=_LOCK_CHECK_S).done:
+            site.require_lock()
+            site.require_time()
+    finally:
+        stop.set()
+    report = future.result()
+    if not report.equal:
+        raise VerificationFailed(report.summary(), hint="`replicator verify` shows the keys that differ")
+    return {"mode": mode, "report": report.to_json()}
+
+
+def _compare(site: Site, future: Future[Report], stop: threading.Event) -> None:
+    counts_only = site.options.verify == "counts"
+    try:
+        report = verify(site.settings, site.checked.routes, counts_only=counts_only, live=False, stop=stop)
+        future.set_result(report)
+    except BaseException as exc:
+        future.set_exception(exc)
+
+
+STEPS: Final[Mapping[Step, Callable[[Site], Detail]]] = {
+    Step.CHECK: check,
+    Step.FREEZE: freeze,
+    Step.FENCE: fence,
+    Step.DRAIN: drain,
+    Step.SEQUENCES: set_sequences,
+    Step.INDEXES: rebuild_indexes,
+    Step.VERIFY: compare,
+}
