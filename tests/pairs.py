@@ -156,7 +156,10 @@ class Servers:
         return server
 
     def _start_container(self, major: int) -> TestServer:
-        from testcontainers.postgres import PostgresContainer
+        try:
+            from testcontainers.community.postgres import PostgresContainer
+        except ImportError:  # its older place
+            from testcontainers.postgres import PostgresContainer
 
         container = PostgresContainer(
             f"postgres:{major}", username="postgres", password="postgres", dbname="postgres", driver=None

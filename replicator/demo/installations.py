@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import importlib.util
 import os
@@ -79,6 +80,7 @@ def _candidates() -> Iterator[Path]:
     yield from sorted(Path("/usr/lib/postgresql").glob("*/bin"))
 
 
+@functools.cache
 def _major_of(bin_dir: Path) -> int | None:
     if not ((bin_dir / "postgres").is_file() and (bin_dir / "initdb").is_file()):
         return None
@@ -92,6 +94,7 @@ def _major_of(bin_dir: Path) -> int | None:
     return int(match[1]) if match else None
 
 
+@functools.cache
 def _may_run(program: Path, account: Account) -> bool:
     try:
         answer = subprocess.run(

@@ -61,7 +61,10 @@ _NOT_DURABLE = {"fsync": "off", "synchronous_commit": "on", "full_page_writes": 
 _WATCHDOG = """
 read -r _
 pid=$(head -n 1 "$0/data/postmaster.pid" 2>/dev/null)
-if [ -n "$pid" ]; then kill -QUIT "$pid"; kill -CONT "$pid"; sleep 2; fi 2>/dev/null
+if [ -n "$pid" ]; then
+    kill -QUIT "$pid"; kill -CONT "$pid"
+    for _ in 1 2 3 4 5 6 7 8 9 10; do kill -0 "$pid" || break; sleep 0.5; done
+fi 2>/dev/null
 rm -rf "$0"
 """
 

@@ -7,7 +7,7 @@ import pytest
 from replicator.demo.freshtrack import Workload, extras_schema, generate, source_schema
 from replicator.demo.freshtrack.inserts import Transaction
 from replicator.demo.freshtrack.transactions import Transactions
-from tests.conftest import ALL_PAIRS
+from tests.conftest import ALL_MAJORS
 from tests.oracle import assert_same_rows, assert_valid_foreign_keys
 
 
@@ -45,10 +45,10 @@ def test_writers_do_everything_without_errors(source):
         assert_valid_foreign_keys(conn)
 
 
-@pytest.mark.parametrize("pair", ALL_PAIRS, indirect=True)
-def test_updates_leave_long_values_out_of_the_stream(pair):
-    """The writers really make updates whose long column is not sent: the decoder says so."""
-    source = filled(pair.source_dsn)
+@pytest.mark.parametrize("database", ALL_MAJORS, indirect=True)
+def test_updates_leave_long_values_out_of_the_stream(database):
+    """The writers really make updates whose long column is not sent."""
+    source = filled(database)
     with psycopg.connect(source, autocommit=True) as conn:
         conn.execute("SELECT pg_create_logical_replication_slot('changes', 'pgoutput')")
         conn.execute("CREATE PUBLICATION changes FOR TABLE alerts, event_logs, pairing_sessions")
@@ -118,7 +118,7 @@ def test_refused_writes_are_counted_and_writing_goes_on_when_allowed(source, pai
     with Workload(source, seed=1, writers=1) as workload:
         workload.wait_for(5)
         with psycopg.connect(source) as conn:
-            conn.execute("LOCK TABLE sensor_readings, units, door_events, alerts IN EXCLUSIVE MODE")
+            conn.execute("LOCK TABLE sensor_readings IN EXCLUSIVE MODE")
             committed = workload.stats.transactions
             deadline = time.monotonic() + 20
             while not workload.stats.rejected and time.monotonic() < deadline:
@@ -144,6 +144,6 @@ def test_writers_stop_though_the_server_is_silent(own_servers, monkeypatch):
 
 def test_the_rate_is_kept(source):
     with Workload(source, seed=1, writers=2, rate=40) as workload:
-        time.sleep(2)
+        time.sleep(1.5)
     attempts = workload.stats.by_name.total()
-    assert 40 <= attempts <= 90
+    assert 30 <= attempts <= 70
