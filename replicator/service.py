@@ -65,7 +65,6 @@ class Service:
 
     def run(self) -> None:
         """Returns when the service has done what it was asked for."""
-        metrics.BUILD_INFO.labels(**metrics.build_info()).set(1)
         monitor = Monitor(self._settings)
         web = WebServer(self._settings.metrics.listen, status=monitor.status, problems=monitor.problems)
         web.start()

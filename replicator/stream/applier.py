@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import psycopg
-from psycopg import errors, sql
+from psycopg import errors, pq
+from psycopg.errors import error_from_result
 
 from replicator import metrics
 from replicator.errors import RowRejected
@@ -29,6 +30,8 @@ from replicator.target.statements import RowArray, TableStatements, register, tr
 _COPY_FROM_ROWS = 100
 # Ordered changes travel in pipelines of this many statements: enough to hide the round trip.
 _PIPELINE_STATEMENTS = 200
+# A batch that fails as a set is cut into runs of this length, of which most are good as sets.
+_REPLAY_EVENTS = 200
 
 
 class _Miscount(Exception):
@@ -45,7 +48,7 @@ _CURABLE = (_Miscount, errors.IntegrityError, errors.DataError)
 class _Statement:
     """One statement to run in a pipeline and the rows that it must hit; ``expected`` None: any number."""
 
-    sql: sql.Composed
+    sql: bytes
     parameters: tuple[object, ...]
     expected: int | None
     op: Op
@@ -90,19 +93,15 @@ class Applier:
             RowRejected: the target refuses a row, or a change does not find its row.
         """
         # Only behind earlier parts of the same transaction: a savepoint is a round trip and a subtransaction.
-        savepoint = self._begun
-        if savepoint:
+        behind_parts = self._begun
+        if behind_parts:
             self._conn.execute("SAVEPOINT batch")
         try:
-            for segment in coalesce(batch.events, key_changes=self._replica_role):
-                if isinstance(segment, dict):
-                    self._apply_set_wise(segment)
-                else:
-                    self._apply_ordered(segment)
+            self._apply_coalesced(batch.events)
         except _CURABLE:
             metrics.BATCH_REPLAYS.inc()
-            self._undo(savepoint)
-            self._replay(batch.events, savepoint)
+            self._undo(behind_parts)
+            self._replay(batch.events)
         self._write_maps(batch)
         return _count(batch.events)
 
@@ -121,7 +120,7 @@ class Applier:
         """Forget what has been applied since the last commit."""
         if self._begun:
             self._begun = False
-            self._conn.execute("ROLLBACK")
+            self._roll_back("ROLLBACK")
 
     def _of(self, table: RoutedTable) -> TableStatements:
         statements = self._statements.get(table)
@@ -135,19 +134,44 @@ class Applier:
             self._conn.execute("BEGIN")
             self._begun = True
 
-    def _undo(self, savepoint: bool) -> None:
-        if savepoint:
-            self._conn.execute("ROLLBACK TO SAVEPOINT batch")
+    def _undo(self, to_savepoint: bool) -> None:
+        if to_savepoint:
+            self._roll_back("ROLLBACK TO SAVEPOINT batch")
         else:
             self.rollback()
 
-    def _replay(self, events: Sequence[Event], savepoint: bool) -> None:
-        """In source order: in pipelines first; if that fails too, one by one, to name the change at fault."""
-        try:
-            self._apply_ordered(events)
-        except _CURABLE:
-            self._undo(savepoint)
-            self._one_by_one(events)
+    def _roll_back(self, statement: str) -> None:
+        """Below psycopg, which forgets its prepared statements at every ROLLBACK.
+
+        The server keeps them; planning one for a partitioned table anew takes longer than what it does.
+        """
+        result = self._conn.pgconn.exec_(statement.encode())
+        if result.status != pq.ExecStatus.COMMAND_OK:
+            raise error_from_result(result)
+
+    def _apply_coalesced(self, events: Sequence[Event]) -> None:
+        for segment in coalesce(events, key_changes=self._replica_role):
+            if isinstance(segment, dict):
+                self._apply_set_wise(segment)
+            else:
+                self._apply_ordered(segment)
+
+    def _replay(self, events: Sequence[Event]) -> None:
+        """In source order: in short runs, of which most are still good as sets; the others one change at a time."""
+        self.begin()
+        for start in range(0, len(events), _REPLAY_EVENTS):
+            run = events[start : start + _REPLAY_EVENTS]
+            self._conn.execute("SAVEPOINT batch")
+            for apply in (self._apply_coalesced, self._apply_ordered):
+                try:
+                    apply(run)
+                except _CURABLE:
+                    self._undo(to_savepoint=True)
+                else:
+                    break
+            else:
+                self._one_by_one(run)  # names the change at fault
+            self._conn.execute("RELEASE SAVEPOINT batch")
 
     def _write_maps(self, batch: Batch) -> None:
         """Store what the batch did to lookups, and the IDs that it could not map."""
@@ -288,7 +312,7 @@ class Applier:
         assigned = tuple(at for at, value in enumerate(row) if value is not UNCHANGED)
         rows = statements.rows([row])
         parameters: tuple[RowArray, ...]
-        statement: sql.Composed | None
+        statement: bytes | None
         if not statements.key:
             assert old_key is not None
             statement, parameters = statements.update_whole(assigned), (rows, statements.rows([old_key]))

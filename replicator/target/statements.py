@@ -10,7 +10,7 @@ Source: PostgreSQL, array_recv, record_recv (binary forms).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from functools import cache
+from functools import cache, cached_property
 
 from psycopg import sql
 from psycopg.adapt import Dumper
@@ -55,25 +55,31 @@ class TableStatements:
         self._encode_row = _record_encoder(route, range(len(self.columns)))
         self._encode_key = _record_encoder(route, route.key)
         self.copy = sql.SQL("COPY {} ({}) FROM STDIN (FORMAT binary)").format(self.table, self._list)
-        self.insert = sql.SQL("INSERT INTO {} ({}) OVERRIDING SYSTEM VALUE SELECT {} FROM unnest(%b::{}) AS s").format(
-            self.table, self._list, _comma(sql.Identifier("s", name) for name in self.columns), self._rows
+        # Bytes, built once: composing a statement costs more than encoding its row.
+        self.insert = (
+            sql.SQL("INSERT INTO {} ({}) OVERRIDING SYSTEM VALUE SELECT {} FROM unnest(%b::{}) AS s")
+            .format(self.table, self._list, _comma(sql.Identifier("s", name) for name in self.columns), self._rows)
+            .as_bytes()
         )
-        # Identity columns that are GENERATED ALWAYS refuse every UPDATE; the source's refuse it too.
-        self._fixed = {column.target.name for column in route.columns if column.target.identity == "a"}
         self.update = cache(self._update)
         self.update_key = cache(self._update_key)
+        self.update_whole = cache(self._update_whole)
+        # Identity columns that are GENERATED ALWAYS refuse every UPDATE; the source's refuse it too.
+        self._fixed = {column.target.name for column in route.columns if column.target.identity == "a"}
 
-    @property
-    def delete(self) -> sql.Composed:
+    @cached_property
+    def delete(self) -> bytes:
         """Delete the rows of these keys."""
-        return sql.SQL("DELETE FROM {} AS t USING unnest(%b::{}) AS s WHERE {}").format(
-            self.table, self._rows, self._same_key()
+        return (
+            sql.SQL("DELETE FROM {} AS t USING unnest(%b::{}) AS s WHERE {}")
+            .format(self.table, self._rows, self._same_key())
+            .as_bytes()
         )
 
-    @property
-    def delete_whole(self) -> sql.Composed:
+    @cached_property
+    def delete_whole(self) -> bytes:
         """Delete one row that equals the given one in every column: for tables without a key."""
-        return sql.SQL("DELETE FROM {} AS t WHERE {}").format(self.table, self._same_row())
+        return sql.SQL("DELETE FROM {} AS t WHERE {}").format(self.table, self._same_row()).as_bytes()
 
     def rows(self, rows: Sequence[Row]) -> RowArray:
         """Encode whole rows; UNCHANGED becomes NULL, for a statement that does not look at that column."""
@@ -83,28 +89,34 @@ class TableStatements:
         """Encode keys: rows in which all other columns are NULL."""
         return _array(self.route.target.type_oid, [self._encode_key(key) for key in keys])
 
-    def _update(self, assigned: tuple[int, ...]) -> sql.Composed | None:
+    def _update(self, assigned: tuple[int, ...]) -> bytes | None:
         """Set the columns at these positions, where the key did not change. None: there is nothing to set."""
         names = [self.columns[at] for at in assigned if at not in self.route.key]
         names = [name for name in names if name not in self._fixed]
         if not names:
             return None
-        return sql.SQL("UPDATE {} AS t SET {} FROM unnest(%b::{}) AS s WHERE {}").format(
-            self.table, _assignments(names, "s"), self._rows, self._same_key()
+        return (
+            sql.SQL("UPDATE {} AS t SET {} FROM unnest(%b::{}) AS s WHERE {}")
+            .format(self.table, _assignments(names, "s"), self._rows, self._same_key())
+            .as_bytes()
         )
 
-    def _update_key(self, assigned: tuple[int, ...]) -> sql.Composed:
+    def _update_key(self, assigned: tuple[int, ...]) -> bytes:
         """Set the columns at these positions in the one row of another key: parameters new rows, old keys."""
         names = [self.columns[at] for at in assigned if self.columns[at] not in self._fixed]
-        return sql.SQL("UPDATE {} AS t SET {} FROM unnest(%b::{}) AS n, unnest(%b::{}) AS s WHERE {}").format(
-            self.table, _assignments(names, "n"), self._rows, self._rows, self._same_key()
+        return (
+            sql.SQL("UPDATE {} AS t SET {} FROM unnest(%b::{}) AS n, unnest(%b::{}) AS s WHERE {}")
+            .format(self.table, _assignments(names, "n"), self._rows, self._rows, self._same_key())
+            .as_bytes()
         )
 
-    def update_whole(self, assigned: tuple[int, ...]) -> sql.Composed:
+    def _update_whole(self, assigned: tuple[int, ...]) -> bytes:
         """Set columns of one row that equals the given old one: parameters new rows, old rows."""
         names = [self.columns[at] for at in assigned if self.columns[at] not in self._fixed]
-        return sql.SQL("UPDATE {} AS t SET {} FROM unnest(%b::{}) AS n WHERE {}").format(
-            self.table, _assignments(names, "n"), self._rows, self._same_row()
+        return (
+            sql.SQL("UPDATE {} AS t SET {} FROM unnest(%b::{}) AS n WHERE {}")
+            .format(self.table, _assignments(names, "n"), self._rows, self._same_row())
+            .as_bytes()
         )
 
     def _same_key(self) -> sql.Composed:
@@ -125,14 +137,13 @@ class TableStatements:
         )
 
 
-def truncate(tables: Sequence[TableStatements], *, restart_identity: bool) -> sql.Composed:
+def truncate(tables: Sequence[TableStatements], *, restart_identity: bool) -> bytes:
     """Empty all of these together. No CASCADE: the source lists every table that its own cascade reached."""
     only = [
         sql.SQL("ONLY {}").format(table.table) if table.route.target.kind == "r" else table.table for table in tables
     ]
-    return sql.SQL("TRUNCATE {} {}").format(
-        _comma(only), sql.SQL("RESTART IDENTITY" if restart_identity else "CONTINUE IDENTITY")
-    )
+    identity = sql.SQL("RESTART IDENTITY" if restart_identity else "CONTINUE IDENTITY")
+    return sql.SQL("TRUNCATE {} {}").format(_comma(only), identity).as_bytes()
 
 
 def _comma(parts: Iterable[sql.Composable]) -> sql.Composed:
