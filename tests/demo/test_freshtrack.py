@@ -6,6 +6,7 @@ import uuid
 import psycopg
 import pytest
 
+from replicator import config
 from replicator.demo.freshtrack import (
     EXTRA_TABLES,
     TABLES,
@@ -230,3 +231,11 @@ def test_settings_name_all_tables_and_both_maps():
     assert settings["metrics"] == {"listen": ":0"}
     assert set(settings["id_maps"]) == {"users", "profile_of_user"}
     assert "id_maps" not in tomllib.loads(settings_toml("a", "b", id_maps=False))
+
+
+def test_the_settings_are_valid(tmp_path):
+    path = tmp_path / "replicator.toml"
+    path.write_text(settings_toml("postgresql://h/s", "postgresql://h/t", extras=True, listen="127.0.0.1:0"))
+    settings = config.load(path)
+    assert len(settings.tables) == len(TABLES) + len(EXTRA_TABLES)
+    assert set(settings.id_maps) == {"users", "profile_of_user"}
