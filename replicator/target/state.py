@@ -128,12 +128,31 @@ def load_checkpoint(conn: Connection, slot: str) -> Checkpoint | None:
     return None
 
 
+def announce_checkpoint(conn: Connection, slot: str, system_identifier: str, database: str) -> None:
+    """Record, in phase ``new``, that we are about to create the slot: if it is there after a crash, it is ours."""
+    conn.execute(
+        """
+        INSERT INTO replicator.checkpoint (slot, applied_lsn, system_identifier, database, phase)
+        VALUES (%s, '0/0', %s, %s, 'new')
+        """,
+        (slot, system_identifier, database),
+    )
+
+
+def withdraw_checkpoint(conn: Connection, slot: str) -> None:
+    """Take an announcement back: the slot turned out to be somebody else's."""
+    conn.execute("DELETE FROM replicator.checkpoint WHERE slot = %s AND phase = 'new'", (slot,))
+
+
 def create_checkpoint(conn: Connection, slot: str, lsn: Lsn, system_identifier: str, database: str) -> None:
     """Record a slot's consistent point, in phase ``copying``: from here on the stream is ours to apply."""
     conn.execute(
         """
         INSERT INTO replicator.checkpoint (slot, applied_lsn, system_identifier, database, phase)
         VALUES (%s, %s::pg_lsn, %s, %s, 'copying')
+        ON CONFLICT (slot) DO UPDATE
+        SET applied_lsn = excluded.applied_lsn, phase = excluded.phase, updated_at = clock_timestamp()
+        WHERE checkpoint.phase = 'new'
         """,
         (slot, str(lsn), system_identifier, database),
     )
@@ -179,6 +198,63 @@ def add_table_states(conn: Connection, slot: str, names: Iterable[TableName]) ->
         """,
         [(slot, schema, name) for schema, name in names],
     )
+
+
+def reopen_tables(conn: Connection, slot: str, names: Iterable[TableName]) -> None:
+    """Enter tables as half-copied before they are emptied: waits for copies that still run, bars later ones."""
+    wanted = sorted(names)
+    conn.execute(
+        """
+        UPDATE replicator.table_state SET state = 'copying', attempt = attempt + 1
+        WHERE slot = %s AND (table_schema, table_name) IN (SELECT s, t FROM unnest(%s::text[], %s::text[]) AS w (s, t))
+        """,
+        (slot, [schema for schema, _ in wanted], [name for _, name in wanted]),
+    )
+
+
+def start_table(conn: Connection, slot: str, name: TableName, snapshot_lsn: Lsn, columns: Iterable[str]) -> int:
+    """Enter a table as being copied from the snapshot taken at ``snapshot_lsn``; the number of this attempt."""
+    [(attempt,)] = query(
+        conn,
+        """
+        UPDATE replicator.table_state
+        SET state = 'copying', attempt = attempt + 1, snapshot_lsn = %s::pg_lsn, columns = %s,
+            rows_copied = 0, bytes_copied = 0, started_at = clock_timestamp(), finished_at = NULL
+        WHERE slot = %s AND table_schema = %s AND table_name = %s
+        RETURNING attempt
+        """,
+        str(snapshot_lsn),
+        list(columns),
+        slot,
+        *name,
+    )
+    return int(attempt)
+
+
+def finish_table(conn: Connection, slot: str, name: TableName, rows: int, size: int) -> None:
+    """Enter a table as copied: all its rows are committed, ``size`` bytes of them."""
+    conn.execute(
+        """
+        UPDATE replicator.table_state
+        SET state = 'copied', rows_copied = %s, bytes_copied = %s, finished_at = clock_timestamp()
+        WHERE slot = %s AND table_schema = %s AND table_name = %s
+        """,
+        (rows, size, slot, *name),
+    )
+
+
+def hold_attempt(conn: Connection, slot: str, name: TableName) -> int:
+    """The table's current attempt, which cannot be raised before this transaction ends; 0 if the table is unknown."""
+    rows = query(
+        conn,
+        """
+        SELECT attempt FROM replicator.table_state
+        WHERE slot = %s AND table_schema = %s AND table_name = %s FOR SHARE
+        """,
+        slot,
+        *name,
+    )
+    return int(rows[0][0]) if rows else 0
 
 
 def add_rows_applied(conn: Connection, slot: str, rows: Mapping[TableName, int]) -> None:

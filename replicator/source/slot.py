@@ -1,0 +1,152 @@
+"""Our logical replication slot on the source: create, look at, drop."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+from psycopg import errors, sql
+
+from replicator.errors import StateError
+from replicator.model.lsn import Lsn
+from replicator.postgres.connection import Connection, query, translated
+
+_DROP_TIMEOUT_S = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class SlotInfo:
+    """One row of ``pg_replication_slots``."""
+
+    name: str
+    plugin: str
+    database: str
+    active: bool
+    active_pid: int | None
+    wal_status: str  # reserved | extended | unreserved | lost
+    confirmed_flush_lsn: Lsn | None
+    restart_lsn: Lsn | None
+    retained_bytes: int  # WAL kept for the slot; 0 once it is lost
+    safe_bytes: int | None  # WAL that may still be written before it can be lost; None: no limit
+    two_phase: bool
+    invalidation_reason: str | None  # server 17+
+
+    @property
+    def is_lost(self) -> bool:
+        """The server has removed WAL that the slot needs, or invalidated it otherwise."""
+        return self.wal_status == "lost" or self.invalidation_reason is not None
+
+
+@dataclass(frozen=True, slots=True)
+class CreatedSlot:
+    """What CREATE_REPLICATION_SLOT returned: the snapshot holds all that committed before ``consistent_point``."""
+
+    consistent_point: Lsn
+    snapshot_name: str
+
+
+def load_slot(conn: Connection, name: str) -> SlotInfo | None:
+    """The slot of this name, None if there is none. Physical slots count: the name is taken all the same."""
+    rows = query(
+        conn,
+        """
+        SELECT slot_name::text, coalesce(plugin, '')::text, coalesce(database, '')::text, active, active_pid,
+               coalesce(wal_status, 'lost'), confirmed_flush_lsn::text, restart_lsn::text,
+               coalesce(pg_catalog.pg_wal_lsn_diff(pg_catalog.pg_current_wal_lsn(), restart_lsn), 0)::bigint,
+               safe_wal_size, coalesce(two_phase, false),
+               pg_catalog.to_jsonb(s) ->> 'invalidation_reason'  -- a column since 17
+        FROM pg_catalog.pg_replication_slots s WHERE slot_name = %s
+        """,
+        name,
+    )
+    for slot_name, plugin, database, active, pid, wal_status, confirmed, restart, retained, safe, two, reason in rows:
+        return SlotInfo(
+            name=slot_name,
+            plugin=plugin,
+            database=database,
+            active=active,
+            active_pid=pid,
+            wal_status=wal_status,
+            confirmed_flush_lsn=Lsn.parse(confirmed) if confirmed else None,
+            restart_lsn=Lsn.parse(restart) if restart else None,
+            retained_bytes=max(retained, 0),
+            safe_bytes=None if safe is None else max(safe, 0),
+            two_phase=two,
+            invalidation_reason=reason,
+        )
+    return None
+
+
+def create_slot(conn: Connection, name: str, *, temporary: bool = False, failover: bool = False) -> CreatedSlot:
+    """Create a pgoutput slot and export its snapshot, which lives until ``conn`` runs its next command or closes.
+
+    Waits for every transaction that is writing now to end.
+
+    Args:
+        conn: a session made with ``connect(…, replication=True)``.
+        temporary: gone with the session.
+        failover: keep it on the standbys too (server 17+).
+
+    Raises:
+        StateError: the name is taken.
+
+    Source: PostgreSQL docs, "Streaming Replication Protocol", CREATE_REPLICATION_SLOT.
+    """
+    statement = sql.SQL("CREATE_REPLICATION_SLOT {}{} LOGICAL pgoutput {}").format(
+        sql.Identifier(name),
+        sql.SQL(" TEMPORARY" if temporary else ""),
+        sql.SQL(_options(conn.info.server_version, failover)),
+    )
+    with translated("source"):
+        try:
+            row = conn.execute(statement).fetchone()
+        except errors.DuplicateObject as exc:
+            raise slot_exists(name) from exc
+    assert row is not None
+    return CreatedSlot(Lsn.parse(row[1]), row[2])
+
+
+def _options(server_version: int, failover: bool) -> str:
+    if server_version < 150000:
+        return "EXPORT_SNAPSHOT"
+    return "(SNAPSHOT 'export', FAILOVER true)" if failover else "(SNAPSHOT 'export')"
+
+
+def slot_exists(name: str) -> StateError:
+    """The error for a name that is taken by a slot which we did not make."""
+    return StateError(
+        f"slot {name} already exists on the source and was not made for this target",
+        hint="another replicator may need it: choose another name in [source] slot, or drop it with "
+        f"SELECT pg_drop_replication_slot('{name}')",
+    )
+
+
+def drop_slot(conn: Connection, name: str) -> None:
+    """Drop the slot if it exists; waits a few seconds for a session that is letting go of it.
+
+    Args:
+        conn: in autocommit mode.
+
+    Raises:
+        StateError: a session still uses it.
+    """
+    deadline = time.monotonic() + _DROP_TIMEOUT_S
+    with translated("source"):
+        while True:
+            try:
+                conn.execute(
+                    "SELECT pg_catalog.pg_drop_replication_slot(slot_name)"
+                    " FROM pg_catalog.pg_replication_slots WHERE slot_name = %s",
+                    (name,),
+                )
+            except errors.UndefinedObject:
+                return
+            except errors.ObjectInUse as exc:
+                if time.monotonic() > deadline:
+                    raise StateError(
+                        f"slot {name} is in use by another session of the source",
+                        hint="stop the replicator that uses it, then try again",
+                    ) from exc
+                time.sleep(0.1)
+            else:
+                return

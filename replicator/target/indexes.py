@@ -1,0 +1,189 @@
+"""Secondary indexes: dropped while an empty table is filled, back when its rows are in.
+
+The definition is saved in ``replicator.deferred_index`` in the transaction that drops the index, and marked rebuilt in
+the transaction that creates it again: whatever happens in between, no index is forgotten.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import LiteralString, cast
+
+from psycopg import errors, sql
+
+from replicator.errors import RowRejected, StateError
+from replicator.model.schema import TableName, show_table
+from replicator.postgres.connection import Connection, query, table_identifier, translated
+
+_BUILD_MEMORY_MB = 256
+
+
+@dataclass(frozen=True, slots=True)
+class DeferredIndex:
+    """One row of ``replicator.deferred_index``. ``table`` is what it is on: a table of the plan or one partition."""
+
+    schema: str
+    name: str
+    table: TableName
+    definition: str
+
+    def __str__(self) -> str:
+        return show_table((self.schema, self.name))
+
+
+# Left alone: what a constraint or a foreign key rests on, replica identities, invalid indexes; children of a
+# partitioned index (they go and come with it); what pg_get_indexdef does not tell (tablespace, CLUSTER, comment,
+# statistics targets, other objects that depend on it); and expressions that call functions which are not built in:
+# they may need a search_path that we do not have.
+_DEFERRABLE = """
+SELECT n.nspname::text, i.relname::text, tn.nspname::text, t.relname::text,
+       pg_catalog.pg_get_indexdef(i.oid),
+       pg_catalog.format('CREATE %%sINDEX %%I ON ', CASE WHEN x.indisunique THEN 'UNIQUE ' ELSE '' END, i.relname),
+       pg_catalog.pg_has_role(t.relowner, 'USAGE') AND pg_catalog.has_schema_privilege(n.oid, 'CREATE')
+FROM pg_catalog.pg_index x
+JOIN pg_catalog.pg_class i ON i.oid = x.indexrelid
+JOIN pg_catalog.pg_namespace n ON n.oid = i.relnamespace
+JOIN pg_catalog.pg_class t ON t.oid = x.indrelid
+JOIN pg_catalog.pg_namespace tn ON tn.oid = t.relnamespace
+WHERE (t.oid = %(table)s::regclass
+       OR t.oid IN (SELECT relid FROM pg_catalog.pg_partition_tree(%(table)s::regclass)))
+  AND NOT i.relispartition AND x.indisvalid AND NOT x.indisprimary AND NOT x.indisexclusion
+  AND NOT x.indisreplident AND NOT x.indisclustered AND i.reltablespace = 0
+  AND NOT EXISTS (SELECT FROM pg_catalog.pg_constraint c WHERE c.conindid = i.oid)
+  AND NOT EXISTS (SELECT FROM pg_catalog.pg_description d
+                  WHERE d.classoid = 'pg_catalog.pg_class'::regclass AND d.objoid = i.oid)
+  AND NOT EXISTS (SELECT FROM pg_catalog.pg_attribute a WHERE a.attrelid = i.oid AND a.attstattarget >= 0)
+  AND NOT EXISTS (SELECT FROM pg_catalog.pg_depend d
+                  WHERE d.refclassid = 'pg_catalog.pg_class'::regclass AND d.refobjid = i.oid
+                    AND d.deptype NOT IN ('P', 'S'))
+  AND NOT EXISTS (SELECT FROM pg_catalog.pg_depend d
+                  WHERE d.classid = 'pg_catalog.pg_class'::regclass AND d.objid = i.oid
+                    AND (d.refclassid = 'pg_catalog.pg_proc'::regclass AND d.refobjid >= 16384 OR d.deptype = 'x'))
+ORDER BY 1, 2
+"""
+
+
+def defer(conn: Connection, table: TableName) -> tuple[list[DeferredIndex], list[str]]:
+    """Save and drop the secondary indexes of an empty table and of its partitions.
+
+    Args:
+        conn: inside a transaction.
+
+    Returns:
+        What was dropped, and the names of those that had to stay since this role may not create them again.
+    """
+    found = conn.execute(_DEFERRABLE, {"table": table_identifier(table).as_string(conn)}).fetchall()
+    kept = [name for _, name, *_, is_ours in found if not is_ours]
+    dropped = [
+        DeferredIndex(schema, name, (table_schema, on), _recursive(definition, head))
+        for schema, name, table_schema, on, definition, head, is_ours in found
+        if is_ours
+    ]
+    if dropped:
+        names = sql.SQL(", ").join(sql.Identifier(index.schema, index.name) for index in dropped)
+        try:
+            with conn.transaction():
+                _save(conn, dropped)
+                conn.execute(sql.SQL("DROP INDEX {}").format(names))
+        except errors.DependentObjectsStillExist:
+            # A foreign key to one partition rests on a child of a partitioned index.
+            return [], kept + [index.name for index in dropped]
+    return dropped, kept
+
+
+def _recursive(definition: str, head: str) -> str:
+    """``CREATE INDEX i ON ONLY t …`` of a partitioned table without its ONLY, so that partitions get theirs back."""
+    if not definition.startswith(head):
+        raise StateError(f"an index definition reads otherwise than expected: {definition}",
+                         hint="set defer_indexes = false in [snapshot]")  # fmt: skip
+    return head + definition[len(head) :].removeprefix("ONLY ")
+
+
+def _save(conn: Connection, indexes: Iterable[DeferredIndex]) -> None:
+    conn.cursor().executemany(
+        """
+        INSERT INTO replicator.deferred_index (index_schema, index_name, table_schema, table_name, definition, state)
+        VALUES (%s, %s, %s, %s, %s, 'dropped')
+        ON CONFLICT (index_schema, index_name) DO UPDATE
+        SET table_schema = excluded.table_schema, table_name = excluded.table_name,
+            definition = excluded.definition, state = 'dropped'
+        """,
+        [(index.schema, index.name, *index.table, index.definition) for index in indexes],
+    )
+
+
+def pending(conn: Connection, table: TableName | None = None) -> list[DeferredIndex]:
+    """Indexes that are dropped and not yet rebuilt: all, or those of one table and its partitions.
+
+    Those of partitions come first. A name that PostgreSQL makes up for a child index must not take theirs.
+    """
+    rows = query(
+        conn,
+        """
+        SELECT d.index_schema, d.index_name, d.table_schema, d.table_name, d.definition
+        FROM replicator.deferred_index d
+        LEFT JOIN pg_catalog.pg_class t
+               ON t.oid = pg_catalog.to_regclass(pg_catalog.format('%%I.%%I', d.table_schema, d.table_name))
+        WHERE d.state = 'dropped'
+          AND (%s::text IS NULL OR t.oid = pg_catalog.to_regclass(%s)
+               OR t.oid IN (SELECT relid FROM pg_catalog.pg_partition_tree(pg_catalog.to_regclass(%s))))
+        ORDER BY coalesce(t.relispartition, false) DESC, t.relkind = 'p', 1, 2
+        """,
+        *[None if table is None else table_identifier(table).as_string(conn)] * 3,
+    )
+    return [DeferredIndex(schema, name, (on_schema, on), text) for schema, name, on_schema, on, text in rows]
+
+
+def rebuild(conn: Connection, index: DeferredIndex) -> None:
+    """Create one index again, unless somebody else has, and mark it rebuilt, in one transaction.
+
+    Raises:
+        RowRejected: rows violate a unique index.
+    """
+    with translated("target"):
+        _raise_memory(conn)
+        try:
+            with conn.transaction():
+                if not _exists(conn, index):
+                    conn.execute(cast(LiteralString, index.definition))  # type: ignore[redundant-cast]
+                conn.execute(
+                    "UPDATE replicator.deferred_index SET state = 'rebuilt'"
+                    " WHERE index_schema = %s AND index_name = %s",
+                    (index.schema, index.name),
+                )
+        except errors.IntegrityError as exc:
+            raise RowRejected(
+                f"{show_table(index.table)}: its rows violate the unique index {index.name}, which cannot be rebuilt",
+                hint="remove the duplicates on the source, or the index from replicator.deferred_index on the target",
+            ) from exc
+
+
+def rebuild_missing(conn: Connection, tables: Sequence[TableName] | None = None) -> list[DeferredIndex]:
+    """Rebuild every index that is still missing, one after another; those that were."""
+    wanted = [None] if tables is None else list(tables)
+    missing = [index for table in wanted for index in pending(conn, table)]
+    for index in missing:
+        rebuild(conn, index)
+    return missing
+
+
+def analyze(conn: Connection, table: TableName) -> None:
+    """Give the planner statistics of freshly copied rows; a table of another role's is skipped with a warning."""
+    with translated("target"):
+        conn.execute(sql.SQL("ANALYZE {}").format(table_identifier(table)))
+
+
+def _exists(conn: Connection, index: DeferredIndex) -> bool:
+    name = sql.Identifier(index.schema, index.name).as_string(conn)
+    [(found,)] = query(conn, "SELECT pg_catalog.to_regclass(%s) IS NOT NULL", name)
+    return bool(found)
+
+
+def _raise_memory(conn: Connection) -> None:
+    """Never below what the server's owner set."""
+    conn.execute(
+        "SELECT pg_catalog.set_config('maintenance_work_mem', %s, false) FROM pg_catalog.pg_settings"
+        " WHERE name = 'maintenance_work_mem' AND setting::bigint < %s",
+        (f"{_BUILD_MEMORY_MB}MB", _BUILD_MEMORY_MB << 10),
+    )

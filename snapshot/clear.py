@@ -1,0 +1,108 @@
+"""Empty target tables before rows arrive: never somebody else's without being told to, never by CASCADE."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+
+from psycopg import sql
+
+from replicator.errors import Refused
+from replicator.model.schema import Table, TableName, show_table
+from replicator.postgres.connection import Connection, query, table_identifier
+from replicator.routing.order import levels
+
+
+def claim(conn: Connection, tables: Collection[Table], *, truncate: bool) -> None:
+    """Make sure that tables which we never wrote are empty; with ``truncate``, make them so.
+
+    Raises:
+        Refused: some hold rows; or, with ``truncate``, tables outside the plan reference them.
+    """
+    if truncate:
+        outsiders = _referencing(conn, tables)
+        if outsiders:
+            raise Refused(
+                f"cannot truncate: {_list(outsiders)} outside the plan references tables of it",
+                hint="replicate these tables too, or drop their foreign keys for the time being",
+            )
+        _truncate(conn, tables)
+        return
+    occupied = [table.name for table in tables if has_rows(conn, table.name)]
+    if occupied:
+        raise Refused(
+            f"target tables hold rows: {_list(occupied)}",
+            hint="empty them yourself, or let --truncate do it",
+        )
+
+
+def has_rows(conn: Connection, name: TableName) -> bool:
+    """Whether a table holds any row; an error if a policy would hide some."""
+    with conn.transaction():
+        conn.execute("SET LOCAL row_security = off")
+        [(found,)] = query(conn, sql.SQL("SELECT EXISTS (SELECT FROM {})").format(table_identifier(name)))
+    return bool(found)
+
+
+def empty(conn: Connection, tables: Collection[Table], *, replica: bool) -> None:
+    """Empty tables whose rows are our own.
+
+    Args:
+        conn: inside a transaction.
+        replica: this role may turn off triggers and foreign keys.
+
+    Raises:
+        Refused: rows of other tables reference them, and live constraints would carry the deletion there.
+    """
+    if replica:
+        conn.execute("SET LOCAL session_replication_role = replica")
+    outsiders = _referencing(conn, tables)
+    if not outsiders and _may_truncate(conn, tables):
+        _truncate(conn, tables)
+        return
+    holding = [] if replica else [name for name in outsiders if has_rows(conn, name)]
+    if holding:
+        raise Refused(
+            f"cannot empty {_list(table.name for table in tables)}: rows of {_list(holding)} reference them, and the "
+            "target's role may not turn foreign keys off",
+            hint="GRANT SET ON PARAMETER session_replication_role to the role (server 15+), or copy those tables too",
+        )
+    for level in reversed(levels(tables)):
+        for name in level:
+            conn.execute(sql.SQL("DELETE FROM {}").format(table_identifier(name)))
+
+
+def _truncate(conn: Connection, tables: Iterable[Table]) -> None:
+    # One statement: tables that reference each other can only go together.
+    names = sql.SQL(", ").join(table_identifier(table.name) for table in tables)
+    conn.execute(sql.SQL("TRUNCATE {}").format(names))
+
+
+def _may_truncate(conn: Connection, tables: Iterable[Table]) -> bool:
+    [(may,)] = query(
+        conn,
+        "SELECT coalesce(bool_and(pg_catalog.has_table_privilege(t, 'TRUNCATE')), true) FROM unnest(%s::oid[]) AS t",
+        [table.oid for table in tables],
+    )
+    return bool(may)
+
+
+def _referencing(conn: Connection, tables: Iterable[Table]) -> list[TableName]:
+    """Tables outside ``tables`` with a foreign key to one of them."""
+    rows = query(
+        conn,
+        """
+        SELECT DISTINCT n.nspname::text, c.relname::text
+        FROM pg_catalog.pg_constraint k
+        JOIN pg_catalog.pg_class c ON c.oid = k.conrelid
+        JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+        WHERE k.contype = 'f' AND k.conparentid = 0
+          AND k.confrelid = ANY (%s::oid[]) AND k.conrelid <> ALL (%s::oid[])
+        ORDER BY 1, 2
+        """,
+        *[[table.oid for table in tables]] * 2,
+    )
+    return [(schema, name) for schema, name in rows]
+
+
+def _list(names: Iterable[TableName]) -> str:
+    return ", ".join(show_table(name) for name in names)

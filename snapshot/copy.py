@@ -1,0 +1,251 @@
+"""The worker's side: copy one table, or one range of its pages, in one transaction of the target.
+
+Runs in processes of its own: whatever this module imports is loaded once for each of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+
+import psycopg
+from psycopg import sql
+
+from replicator.errors import ReplicatorError, RowRejected, TransientError, UnmappedId
+from replicator.model.row import join, split
+from replicator.model.schema import TableName
+from replicator.postgres.connection import Connection, query, table_identifier, translate, translated
+from replicator.postgres.copy import CopyIn, copy_out
+from replicator.routing.idmap import MapSpec, Unmapped
+from replicator.routing.mapper import Mapper
+from replicator.routing.route import Route
+from replicator.routing.wire import fit
+from replicator.target import idmaps, state
+from snapshot.export import begin_reading
+from snapshot.plan import PageRange
+from snapshot.session import session
+
+
+@dataclass(frozen=True, slots=True)
+class CopyTask:
+    """One part of a table. Plain data: it travels to another process."""
+
+    run: str  # see session.interrupt
+    source_dsn: str = field(repr=False)
+    target_dsn: str = field(repr=False)
+    slot: str
+    snapshot_name: str
+    route: Route  # as `portable` made it
+    pages: PageRange | None  # None: the whole table
+    attempt: int  # of table_state: whoever empties the table raises it
+    replica: bool  # the target's role may turn off triggers and foreign keys
+
+
+@dataclass(frozen=True, slots=True)
+class CopyResult:
+    """What one part has put into the target, committed."""
+
+    table: TableName
+    rows: int
+    size: int  # bytes, in binary COPY format
+    new_unmapped: Mapping[str, int]  # by map: source IDs met for the first time
+
+
+def portable(route: Route) -> Route:
+    """The route without its compiled rewrites, which cannot be sent to another process."""
+    return replace(route, columns=tuple(replace(column, rewrite=None) for column in route.columns))
+
+
+def compiled(route: Route) -> Route:
+    """The route with its rewrites compiled again."""
+    return replace(
+        route,
+        columns=tuple(
+            replace(column, rewrite=fit(column.source.type, column.target.type).rewrite) for column in route.columns
+        ),
+    )
+
+
+def copy_part(task: CopyTask) -> CopyResult:
+    """Copy what ``task`` names and commit it.
+
+    Raises:
+        TransientError: a session was lost, or another snapshot has taken the table over.
+        RowRejected: the target refuses a row.
+        UnmappedId: as the map's policy says.
+    """
+    purpose = f"copy {task.slot}"
+    try:
+        with (
+            session(task.run, task.source_dsn, "source", purpose) as source,
+            session(task.run, task.target_dsn, "target", purpose) as target,
+        ):
+            with translated("source"):
+                begin_reading(source, task.snapshot_name)
+            return _Copy(task, source, target).run()
+    except ReplicatorError as exc:
+        # The driver's error holds values of rows, and a process sends its traceback home as text.
+        exc.__cause__ = exc.__context__ = None
+        raise
+
+
+class _Copy:
+    """One part on its two sessions. Nothing is cleaned up on errors: closing the sessions does that."""
+
+    def __init__(self, task: CopyTask, source: Connection, target: Connection) -> None:
+        self._task = task
+        self._route = compiled(task.route)
+        self._source = source
+        self._target = target
+
+    def run(self) -> CopyResult:
+        task, route = self._task, self._route
+        mapper = self._mapper()
+        try:
+            self._target.execute("BEGIN")
+            if task.replica:
+                self._target.execute("SET LOCAL session_replication_role = replica")
+            if state.hold_attempt(self._target, task.slot, route.name) != task.attempt:
+                raise TransientError(f"table {route} was taken over by another snapshot")
+            rows, size = self._fill(mapper)
+            new = _record(self._target, mapper.take_unmapped()) if mapper else {}
+            self._target.execute("COMMIT")
+        except psycopg.Error as exc:
+            raise refusal(route, exc) or translate(exc, "target") from exc
+        return CopyResult(route.name, rows, size, new)
+
+    def _mapper(self) -> Mapper | None:
+        route = self._route
+        if route.is_verbatim:
+            return None
+        with translated("target"):
+            maps = idmaps.load_maps(self._target, [spec.name for spec in route.maps if not spec.is_lookup])
+        for spec in route.maps:
+            if spec.is_lookup:
+                for source_id, target_id in read_lookup(self._source, spec).items():
+                    maps.change(spec.name, source_id, target_id)
+        return Mapper(route, route.source_columns, maps)
+
+    def _fill(self, mapper: Mapper | None) -> tuple[int, int]:
+        sink = CopyIn(self._target, _copy_in(self._route))
+        try:
+            sent = _pump(_read(self._source, _copy_out(self._route, self._task.pages)), sink, mapper)
+        except UnmappedId:
+            assert mapper is not None
+            # Nothing of the table stays, but whom to look for does.
+            sink.cancel()
+            self._target.execute("ROLLBACK")
+            idmaps.record_unmapped(self._target, mapper.take_unmapped())
+            raise
+        taken = sink.finish()
+        if taken != sent:
+            raise RowRejected(
+                f"{self._route}: {sent} rows were sent and {taken} came in: a trigger of the target leaves rows out",
+                hint="disable the trigger while the replicator runs",
+            )
+        return taken, sink.bytes_written
+
+
+def _pump(rows: Iterable[bytes], sink: CopyIn, mapper: Mapper | None) -> int:
+    """Every row from here to there; how many. The hot loop of phase one: two lookups a row are worth avoiding."""
+    count = 0
+    write = sink.write
+    if mapper is None:
+        for row in rows:
+            write(row)
+            count += 1
+    else:
+        to_target = mapper.row
+        for row in rows:
+            write(join(to_target(split(row))))
+            count += 1
+    return count
+
+
+def _read(conn: Connection, statement: sql.Composable) -> Iterator[bytes]:
+    """`copy_out` with errors that tell the source's from the target's."""
+    with translated("source"):
+        yield from copy_out(conn, statement)
+
+
+def _copy_out(route: Route, pages: PageRange | None) -> sql.Composed:
+    columns = sql.SQL(", ").join(sql.Identifier(name) for name in route.source_columns)
+    # ONLY: children by inheritance are tables of their own; a partitioned table has no rows but its partitions'.
+    only = sql.SQL("" if route.source.kind == "p" else "ONLY ")
+    where = sql.Composed([])
+    if pages is not None:
+        where += sql.SQL(" WHERE ctid >= {}::pg_catalog.tid").format(sql.Literal(f"({pages.first},0)"))
+        if pages.end is not None:
+            where += sql.SQL(" AND ctid < {}::pg_catalog.tid").format(sql.Literal(f"({pages.end},0)"))
+    return sql.SQL("COPY (SELECT {} FROM {}{}{}) TO STDOUT (FORMAT binary)").format(
+        columns, only, table_identifier(route.source.name), where
+    )
+
+
+def _copy_in(route: Route) -> sql.Composed:
+    columns = sql.SQL(", ").join(sql.Identifier(name) for name in route.target_columns)
+    return sql.SQL("COPY {} ({}) FROM STDIN (FORMAT binary)").format(table_identifier(route.name), columns)
+
+
+def read_lookup(conn: Connection, spec: MapSpec) -> dict[str, str]:
+    """The entries of a lookup map as ``conn`` sees its table."""
+    assert spec.table is not None
+    statement = sql.SQL("SELECT {key}::text, {value}::text FROM {} WHERE {key} IS NOT NULL AND {value} IS NOT NULL")
+    with translated("source"):
+        return dict(
+            query(
+                conn,
+                statement.format(
+                    table_identifier(spec.table), key=sql.Identifier(spec.key), value=sql.Identifier(spec.value)
+                ),
+            )
+        )
+
+
+def _record(conn: Connection, unmapped: set[Unmapped]) -> dict[str, int]:
+    by_map: dict[str, list[Unmapped]] = {}
+    # Sorted, so that parts of one table that meet the same IDs wait for each other instead of locking each other out.
+    for each in sorted(unmapped):
+        by_map.setdefault(each.map, []).append(each)
+    return {name: idmaps.record_unmapped(conn, found) for name, found in by_map.items()}
+
+
+_REASONS = {
+    "22001": "a value is too long",
+    "22003": "a number is out of range",
+    "22008": "a time is out of range",
+    "22P02": "a value is not valid for its type; has the target every label of the source's enums?",
+    "22P03": "a value is not valid for its type",
+    "23502": "it is NOT NULL and a row holds NULL",
+    "23503": "a row references one that is not there",
+    "23505": "two rows share a key that must be unique",
+    "23514": "a row violates a check constraint, or no partition takes it",
+    "P0001": "a trigger refuses a row",
+}
+
+
+def refusal(route: Route, exc: psycopg.Error) -> RowRejected | None:
+    """The error for a row that the target does not take; None if ``exc`` has another cause.
+
+    The server's own message is left out: it may quote the value.
+    """
+    code = exc.sqlstate or ""
+    if code[:2] not in ("22", "23", "54", "P0"):
+        return None
+    where = str(route)
+    if (column := _column_at_fault(exc)) in route.target_columns:
+        where += f".{column}"
+    if exc.diag.constraint_name:
+        where += f" ({exc.diag.constraint_name})"
+    return RowRejected(
+        f"{where}: the target refuses a row: {_REASONS.get(code, 'it breaks a rule of the table')} ({code})",
+        hint="mend the row on the source or widen the target's column, then start again",
+    )
+
+
+def _column_at_fault(exc: psycopg.Error) -> str:
+    """From the column field of the message, or from its context: ``COPY t, line 3, column c``."""
+    if exc.diag.column_name:
+        return exc.diag.column_name
+    first_line = (exc.diag.context or "").partition("\n")[0]
+    return first_line.rpartition(", column ")[2]

@@ -1,0 +1,82 @@
+"""What to copy, in which pieces and in which order. No I/O."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+
+from replicator.errors import ConfigError
+from replicator.model.schema import TableName, show_table
+from replicator.routing.route import Route
+
+# A guess for tables that were never analyzed; it decides about indexes and progress bars only.
+_BYTES_PER_ROW = 128
+
+
+@dataclass(frozen=True, slots=True)
+class PageRange:
+    """Heap pages ``first`` ≤ page < ``end``; ``end`` None: to the end, wherever that is by then."""
+
+    first: int
+    end: int | None
+
+
+@dataclass(frozen=True)
+class TableCopy:
+    """One table's copy. ``parts`` None stands for the whole table in one go."""
+
+    route: Route
+    parts: tuple[PageRange | None, ...]
+    rows_estimate: int
+    bytes_estimate: int
+
+    @property
+    def name(self) -> TableName:
+        """The target table."""
+        return self.route.name
+
+
+def plan_copies(
+    routes: Iterable[Route], pages: Mapping[int, int], *, split_above: int, workers: int, replica: bool
+) -> dict[TableName, TableCopy]:
+    """The copies of these routes, by target table.
+
+    Args:
+        pages: heap pages by the source table's OID.
+        split_above: bytes.
+        replica: no foreign key is checked while copying.
+    """
+    return {route.name: _plan(route, pages.get(route.source.oid, 0), split_above, workers, replica) for route in routes}
+
+
+def _plan(route: Route, pages: int, split_above: int, workers: int, replica: bool) -> TableCopy:
+    source = route.source
+    parts: tuple[PageRange | None, ...] = (None,)
+    # With live constraints a row may reference one that another part copies: such a table stays whole.
+    refers_to_itself = any(key.references == route.name for key in route.target.foreign_keys)
+    if source.kind == "r" and source.bytes_estimate > split_above and (replica or not refers_to_itself):
+        parts = split_pages(pages, max(workers, -(-source.bytes_estimate // split_above)))
+    rows = source.rows_estimate or source.bytes_estimate // _BYTES_PER_ROW
+    return TableCopy(route, parts, rows, source.bytes_estimate)
+
+
+def split_pages(pages: int, count: int) -> tuple[PageRange, ...]:
+    """At most ``count`` ranges of nearly equal size that cover the whole table, the last one open."""
+    count = max(1, min(count, pages))
+    edges = [pages * at // count for at in range(count)]
+    return tuple(PageRange(first, end) for first, end in zip(edges, [*edges[1:], None], strict=True))
+
+
+def choose(
+    routes: Collection[Route], only: Collection[TableName] | None, exclude: Collection[TableName]
+) -> list[Route]:
+    """The routes that the options ask for, by target table.
+
+    Raises:
+        ConfigError: an option names a table that is not in the plan.
+    """
+    known = {route.name for route in routes}
+    for name in (*(only or ()), *exclude):
+        if name not in known:
+            raise ConfigError(f"table {show_table(name)} is not in the plan", hint="`replicator plan` lists the tables")
+    return [route for route in routes if (only is None or route.name in only) and route.name not in exclude]

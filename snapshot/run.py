@@ -1,0 +1,314 @@
+"""Phase one from end to end: begin, resume, copy again.
+
+The state on the target decides what to do, so that a crash at any instant is mended by simply starting again:
+
+- no checkpoint: nothing was done; a slot of our name is somebody else's.
+- phase ``new``: the slot may or may not be there; it is ours, and starts over.
+- phase ``copying``: tables that are not ``copied`` are emptied and copied under a newer snapshot, each with its LSN.
+"""
+
+from __future__ import annotations
+
+import secrets
+import threading
+from collections.abc import Callable, Collection, Iterable
+from concurrent.futures import Executor
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+
+from replicator import metrics
+from replicator.config import Settings
+from replicator.errors import SlotLost, StateError, TransientError
+from replicator.logs import get_logger
+from replicator.model.schema import Table, TableName
+from replicator.postgres.catalog import server_identity
+from replicator.postgres.connection import Connection, query, translated
+from replicator.routing.idmap import MapSpec
+from replicator.routing.route import Route
+from replicator.source.publication import ensure_publication, require_publication
+from replicator.source.slot import drop_slot, load_slot, slot_exists
+from replicator.target import idmaps, indexes, state
+from replicator.target.role import may_be_replica
+from snapshot.clear import claim, empty
+from snapshot.copy import read_lookup
+from snapshot.export import ExportedSnapshot, cancelled_by, export_snapshot
+from snapshot.plan import choose, plan_copies
+from snapshot.pool import Pool
+from snapshot.progress import Progress, Tracker
+from snapshot.schedule import Schedule
+
+_log = get_logger(__name__)
+
+
+def run_snapshot(
+    settings: Settings,
+    routes: Collection[Route],
+    *,
+    writer: Connection,
+    source: Connection,
+    stop: threading.Event,
+    truncate: bool = False,
+    only: Collection[TableName] | None = None,
+    exclude: Collection[TableName] = (),
+    progress: Callable[[Progress], None] | None = None,
+    executor: Executor | None = None,
+) -> bool:
+    """Begin the snapshot, or resume it; when every table is copied, the phase becomes ``catching_up``.
+
+    Args:
+        writer: session on the target in autocommit mode that holds the writer's lock; the state is migrated.
+        source: session on the source in autocommit mode.
+        stop: ends the work within seconds, to be resumed later.
+        truncate: empty target tables that hold rows of somebody else's, instead of refusing them.
+        only: target tables to copy now; the others stay pending, and with them the phase.
+        exclude: target tables to leave pending.
+        executor: where to copy; default: threads for little data, else `Settings.snapshot.workers` processes.
+
+    Returns:
+        Whether the snapshot is complete. False: ``stop`` was set, or tables were left pending.
+
+    Raises:
+        Refused: target tables hold rows.
+        StateError: slot or publication are somebody else's, or the state belongs to another source.
+        SlotLost: an interrupted snapshot cannot be resumed.
+        TransientError: a connection or a process was lost: call again to resume.
+        RowRejected, UnmappedId: as they say.
+    """
+    job = _Job(settings, routes, writer, source, stop, truncate, progress, executor)
+    chosen = choose(routes, only, exclude)
+    return job.guarded(lambda: job.run(chosen))
+
+
+def recopy(
+    settings: Settings,
+    routes: Collection[Route],
+    names: Collection[TableName],
+    *,
+    writer: Connection,
+    source: Connection,
+    stop: threading.Event,
+    truncate: bool = False,
+    progress: Callable[[Progress], None] | None = None,
+    executor: Executor | None = None,
+) -> bool:
+    """Copy tables again, or for the first time, beside a stream that pauses meanwhile. The phase stays as it is.
+
+    Afterwards the stream must take up each table from its new ``snapshot_lsn``. If this is interrupted, the tables stay
+    in state ``copying``, half filled or empty: call again before anything is applied to them.
+
+    Args and errors: as of `run_snapshot`; ``truncate`` concerns tables that we never copied.
+
+    Returns:
+        Whether all of ``names`` are copied; False: ``stop`` was set.
+    """
+    job = _Job(settings, routes, writer, source, stop, truncate, progress, executor)
+    chosen = choose(routes, names, ())
+    return job.guarded(lambda: job.recopy(chosen))
+
+
+@dataclass(frozen=True)
+class _Job:
+    settings: Settings
+    routes: Collection[Route]
+    writer: Connection
+    source: Connection
+    stop: threading.Event
+    truncate: bool
+    progress: Callable[[Progress], None] | None
+    executor: Executor | None
+
+    def guarded(self, work: Callable[[], bool]) -> bool:
+        try:
+            with cancelled_by(self.stop, self.writer, self.source), translated("target"):
+                return work()
+        except TransientError:
+            if self.stop.is_set():
+                return False
+            raise
+
+    @property
+    def slot(self) -> str:
+        return self.settings.source.slot
+
+    @property
+    def publication(self) -> str:
+        return self.settings.source.publication
+
+    # ── begin ──────────────────────────────────────────────────────────────────────────────────────────
+
+    def run(self, chosen: list[Route]) -> bool:
+        checkpoint = state.load_checkpoint(self.writer, self.slot)
+        with translated("source"):
+            identity = server_identity(self.source)
+        if checkpoint is not None and (checkpoint.system_identifier, checkpoint.database) != identity:
+            raise StateError(
+                f"the state on the target belongs to another source than the one of slot {self.slot} here",
+                hint="correct the source's DSN; or choose another slot; or `replicator teardown` to start over",
+            )
+        if checkpoint is None or checkpoint.phase == "new":
+            self._begin(chosen, identity, is_new=checkpoint is None)
+        elif checkpoint.phase == "copying":
+            self._resume(chosen)
+        else:
+            return True
+        return self._complete()
+
+    def _begin(self, chosen: list[Route], identity: tuple[str, str], *, is_new: bool) -> None:
+        with translated("source"):
+            found = load_slot(self.source, self.slot)
+        if is_new and found is not None:
+            raise slot_exists(self.slot)
+        claim(self.writer, [route.target for route in chosen], truncate=self.truncate)
+        # Before the slot: decoding looks the publication up in the catalog as it was.
+        ensure_publication(self.source, self.publication, self.routes)
+        if is_new:
+            state.announce_checkpoint(self.writer, self.slot, *identity)
+        else:
+            drop_slot(self.source, self.slot)
+        try:
+            with self._export(self.slot, temporary=False) as snapshot:
+                with self.writer.transaction():
+                    state.create_checkpoint(self.writer, self.slot, snapshot.lsn, *identity)
+                    state.add_table_states(self.writer, self.slot, [route.name for route in self.routes])
+                    self._store_lookups(snapshot, self._lookups())
+                _log.info("snapshot begins", lsn=str(snapshot.lsn), tables=len(chosen))
+                self._copy(chosen, snapshot)
+        except StateError:
+            # Somebody took the slot's name after we had looked.
+            state.withdraw_checkpoint(self.writer, self.slot)
+            raise
+
+    def _resume(self, chosen: list[Route]) -> None:
+        self._require_slot()
+        state.add_table_states(self.writer, self.slot, [route.name for route in self.routes])
+        states = state.load_table_states(self.writer, self.slot)
+        missing = {route.source.name for route in self.routes if states[route.name].state != "copied"}
+        require_publication(self.source, self.publication, self.routes, may_lack=missing)
+        ensure_publication(self.source, self.publication, self.routes)
+        todo = [route for route in chosen if states[route.name].state != "copied"]
+        self._finish_copied([route.target for route in chosen if route not in todo])
+        if todo:
+            # The lookup maps stay as of the slot's consistent point: from there on the stream keeps them current.
+            self._copy_anew(todo, states, ())
+
+    def _complete(self) -> bool:
+        states = state.load_table_states(self.writer, self.slot)
+        if any(states[route.name].state != "copied" for route in self.routes):
+            return False
+        # Those of tables that are no longer in the settings, if any.
+        indexes.rebuild_missing(self.writer)
+        state.set_phase(self.writer, self.slot, "catching_up")
+        _log.info("snapshot complete", tables=len(self.routes))
+        return True
+
+    def recopy(self, chosen: list[Route]) -> bool:
+        self._require_slot()
+        may_lack = {route.source.name for route in chosen}
+        require_publication(self.source, self.publication, self.routes, may_lack=may_lack)
+        ensure_publication(self.source, self.publication, self.routes)
+        state.add_table_states(self.writer, self.slot, [route.name for route in chosen])
+        states = state.load_table_states(self.writer, self.slot)
+        # The stream has followed no lookup on a table that is new to it.
+        new = {route.source.name for route in chosen if states[route.name].attempt == 0}
+        self._copy_anew(chosen, states, [spec for spec in self._lookups() if spec.table in new])
+        return True
+
+    def _require_slot(self) -> None:
+        with translated("source"):
+            found = load_slot(self.source, self.slot)
+        if found is None or found.is_lost:
+            raise SlotLost(
+                f"slot {self.slot} is {'gone from the source' if found is None else 'lost: the WAL it needs is gone'}",
+                hint="`replicator teardown`, then start with a new snapshot",
+            )
+
+    # ── copy ───────────────────────────────────────────────────────────────────────────────────────────
+
+    def _copy_anew(
+        self, todo: list[Route], states: dict[TableName, state.TableState], lookups: Iterable[MapSpec]
+    ) -> None:
+        """Copy tables under a newer snapshot than the slot's; those that were begun are emptied first."""
+        fresh = [route for route in todo if states[route.name].attempt == 0]
+        claim(self.writer, [route.target for route in fresh], truncate=self.truncate)
+        begun = [route.name for route in todo if route not in fresh]
+        name = f"{self.slot[:48]}_{secrets.token_hex(4)}"
+        with self._export(name, temporary=True) as snapshot:
+            self._end_orphans()
+            with self.writer.transaction():
+                state.reopen_tables(self.writer, self.slot, begun)
+                if begun:
+                    empty(self.writer, [route.target for route in todo], replica=may_be_replica(self.writer))
+                self._store_lookups(snapshot, lookups)
+            _log.info("tables are copied from a newer snapshot", lsn=str(snapshot.lsn), tables=len(todo))
+            self._copy(todo, snapshot)
+
+    def _copy(self, todo: list[Route], snapshot: ExportedSnapshot) -> None:
+        options = self.settings.snapshot
+        replica = may_be_replica(self.writer)
+        copies = plan_copies(
+            todo,
+            _load_pages(snapshot.holder, todo),
+            split_above=options.split_above,
+            workers=options.workers,
+            replica=replica,
+        )
+        tracker = Tracker(copies, self.progress)
+        total_bytes = sum(copy.bytes_estimate for copy in copies.values())
+        with Pool(options.workers, total_bytes, self.executor) as pool:
+            schedule = Schedule(self.settings, self.writer, pool, tracker, self.stop, replica=replica)
+            schedule.copy(copies, snapshot.lsn, snapshot.name)
+
+    def _finish_copied(self, tables: list[Table]) -> None:
+        """What an interrupted run left to do for tables whose rows are in."""
+        for table in tables:
+            metrics.set_table_state(str(table), "copied")
+        bare = [table for table in tables if indexes.pending(self.writer, table.name)]
+        bare += [table for table in _never_analyzed(self.writer, tables) if table not in bare]
+        if bare:
+            with Pool(self.settings.snapshot.workers, 0, self.executor) as pool:
+                Schedule(self.settings, self.writer, pool, Tracker({}, None), self.stop, replica=False).finish(bare)
+
+    def _export(self, slot: str, *, temporary: bool) -> AbstractContextManager[ExportedSnapshot]:
+        tables = [route.source for route in self.routes]
+        return export_snapshot(self.settings.source.dsn, slot, tables, temporary=temporary, stop=self.stop)
+
+    def _lookups(self) -> list[MapSpec]:
+        return list({spec.name: spec for route in self.routes for spec in route.maps if spec.is_lookup}.values())
+
+    def _store_lookups(self, snapshot: ExportedSnapshot, specs: Iterable[MapSpec]) -> None:
+        for spec in specs:
+            idmaps.store_entries(self.writer, spec.name, read_lookup(snapshot.holder, spec))
+
+    def _end_orphans(self) -> None:
+        """End sessions that a killed run left on the target. We hold the writer's lock, so any other is an orphan."""
+        self.writer.execute(
+            """
+            SELECT pg_catalog.pg_terminate_backend(pid) FROM pg_catalog.pg_stat_activity
+            WHERE application_name = pg_catalog.left(%s, 63) AND usename = current_user
+              AND datname = pg_catalog.current_database()
+            """,
+            (f"replicator copy {self.slot}",),
+        )
+
+
+def _load_pages(conn: Connection, routes: Iterable[Route]) -> dict[int, int]:
+    """Heap pages of the source tables by OID."""
+    with translated("source"):
+        rows = query(
+            conn,
+            """
+            SELECT t::bigint,
+                   (pg_catalog.pg_relation_size(t) / pg_catalog.current_setting('block_size')::bigint)::bigint
+            FROM unnest(%s::oid[]) AS t
+            """,
+            [route.source.oid for route in routes if route.source.kind == "r"],
+        )
+    return dict(rows)
+
+
+def _never_analyzed(conn: Connection, tables: Iterable[Table]) -> list[Table]:
+    by_oid = {table.oid: table for table in tables}
+    rows = query(
+        conn, "SELECT oid::bigint FROM pg_catalog.pg_class WHERE oid = ANY (%s::oid[]) AND reltuples < 0", list(by_oid)
+    )
+    return [by_oid[oid] for (oid,) in rows]
