@@ -64,7 +64,8 @@ class Tracker:
         """A table has come to another state."""
         if name in self._tables:
             self._tables[name] = replace(self._tables[name], state=state)
-        metrics.set_table_state(show_table(name), state)
+        # To the outside a table is being copied until its indexes are back.
+        metrics.set_table_state(show_table(name), "copying" if state == "indexing" else state)
 
     def add(self, result: CopyResult) -> None:
         """A part is committed."""
