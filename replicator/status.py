@@ -26,7 +26,7 @@ STREAMING_PHASES = ("catching_up", "streaming", "cutting_over")
 
 _SOON_LOST_S = 3600
 _LONG_LAG_S = 60
-_STALE_S = 15  # the service writes its checkpoint at every heartbeat, 5 s apart
+_STALE_S = 5  # the service writes its checkpoint every second, unless it is busy with a large transaction
 _RATE_WINDOW_S = 60
 _STATEMENT_TIMEOUT = "5s"  # a status that hangs is worse than one that says so
 
@@ -219,7 +219,7 @@ class StatusReader:
         lag_bytes, lag_seconds = _lag(target, source)
         return Status(
             phase=checkpoint.phase if checkpoint else "new",
-            applied_lsn=checkpoint.applied_lsn if checkpoint else None,
+            applied_lsn=checkpoint.applied_lsn if checkpoint and checkpoint.phase != "new" else None,
             source_lsn=source.lsn,
             lag_bytes=lag_bytes,
             lag_seconds=lag_seconds,
@@ -279,7 +279,7 @@ def _iso(time: dt.datetime | None) -> str | None:
 def _lag(target: _TargetSide, source: _SourceSide) -> tuple[int | None, float | None]:
     """Lag in bytes and seconds. What the source writes after the cutover is not ours to apply."""
     checkpoint = target.checkpoint
-    if checkpoint is None:
+    if checkpoint is None or checkpoint.phase == "new":  # announced: there is no position yet
         return None, None
     if checkpoint.phase == "cut_over":
         return 0, 0.0

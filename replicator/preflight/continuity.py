@@ -133,6 +133,8 @@ def check_slot(source: Connection, settings: Settings, recorded: Recorded) -> It
         message = f"slot {name} exists, but the target has no checkpoint for it"
         remedy = "if no other replicator uses it: `replicator teardown`; else choose another name in source.slot"
         yield failed("slot", "source", message, remedy)
+    elif checkpoint.phase == "new":
+        yield passed("slot", "source", f"{name} was left by a start that was interrupted: the next one makes it anew")
     elif slot.is_lost:
         why = f" ({slot.invalidation_reason})" if slot.invalidation_reason else ""
         yield failed("slot", "source", f"slot {name} is lost: its WAL is gone{why}", _START_ANEW)

@@ -89,7 +89,7 @@ def _uncovered(source: Connection, known: _KnownUsers, route: Route) -> Iterator
 
 def _sample(conn: Connection, table: Table, column: Column) -> list[str]:
     """Distinct values of one column as text, at most `_SAMPLE_ROWS`, without reading a large table as a whole."""
-    sample = sql.SQL("")
+    sample: sql.Composable = sql.SQL("")
     if table.rows_estimate > _SCAN_ROWS:
         percent = 100 * _SCAN_ROWS / table.rows_estimate
         sample = sql.SQL("TABLESAMPLE SYSTEM ({})").format(sql.Literal(percent))

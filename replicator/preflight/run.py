@@ -23,12 +23,17 @@ from replicator.preflight import (
 from replicator.preflight.check import Check, Where, failed, passed, warned
 from replicator.routes import load_routes
 from replicator.routing.route import Route
+from replicator.target.role import may_be_replica
 
 _OLDEST = 140000
 
 
 def run_checks(settings: Settings) -> list[Check]:
-    """Look at source and target; reads only, changes nothing. Never raises for what is wrong with a server."""
+    """Look at source and target; reads only, changes nothing. What is wrong with a server is a failed check.
+
+    Raises:
+        ConfigError: a DSN is missing.
+    """
     checks: list[Check] = []
     with contextlib.ExitStack() as stack:
         source = _open(stack, settings.source.dsn, "source", checks)
@@ -52,6 +57,8 @@ def _open(stack: contextlib.ExitStack, dsn: str, side: Side, checks: list[Check]
     try:
         conn = stack.enter_context(contextlib.closing(connect(dsn, side, purpose="check")))
     except ReplicatorError as exc:
+        if not dsn:
+            raise
         checks.append(failed("connection", side, exc.message, _connection_remedy(exc, dsn)))
         checks.append(warned("skipped", side, f"the other checks of the {side} were skipped", "mend the connection"))
         return None
@@ -118,6 +125,7 @@ def _check_source(
         )
         yield from _guarded("select", "source", lambda: source_tables.check_readable(conn, routes))
         yield from _guarded("replica_identity", "source", lambda: source_tables.check_identity(conn, routes))
+        yield from _guarded("freeze", "source", lambda: source_tables.check_freeze(conn, routes))
         yield from _guarded("inheritance", "source", lambda: source_tables.check_inheritance(conn, routes))
 
 
@@ -126,7 +134,7 @@ def _check_target(conn: Connection, recorded: continuity.Recorded, routes: Seque
 
     def triggers_role() -> Iterator[Check]:
         nonlocal silenced
-        silenced = target_server.may_silence_triggers(conn)
+        silenced = may_be_replica(conn)
         return target_server.check_trigger_role(silenced)
 
     yield from _guarded("writable", "target", lambda: target_server.check_writable(conn))

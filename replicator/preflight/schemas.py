@@ -8,6 +8,7 @@ from replicator.model.schema import Type, show_table
 from replicator.postgres.connection import Connection, query
 from replicator.preflight.check import Check, failed, or_passed, passed, warned
 from replicator.routing.route import Fault, Route
+from replicator.target.sequences import plan_sequences
 
 
 def check_routes(routes: Sequence[Route], faults: Sequence[Fault]) -> Iterator[Check]:
@@ -82,44 +83,22 @@ def check_generated(routes: Sequence[Route]) -> list[Check]:
 
 
 def check_sequences(source: Connection, target: Connection, routes: Sequence[Route]) -> list[Check]:
-    """The cutover sets each sequence that a source column owns: its counterpart must exist on the target."""
-    owned = _owned_sequences(source, [route.source.oid for route in routes])
-    counterparts = set(_owned_sequences(target, [route.target.oid for route in routes]))
-    found = []
-    count = 0
-    for route in routes:
-        for column in route.columns:
-            if (route.source.oid, column.source.name) not in owned:
-                continue
-            count += 1
-            if (route.target.oid, column.target.name) not in counterparts:
-                found.append(
-                    warned(
-                        "sequences",
-                        "target",
-                        f"{route}.{column.target.name} owns no sequence, its source does:"
-                        " new rows will not get numbers after the cutover",
-                        "make it an identity column, or CREATE SEQUENCE … OWNED BY it as default",
-                        route.name,
-                    )
-                )
-    return or_passed(found, "sequences", "target", f"{count} sequences have their counterpart")
-
-
-def _owned_sequences(conn: Connection, oids: list[int]) -> list[tuple[int, str]]:
-    rows = query(
-        conn,
-        """
-        SELECT DISTINCT d.refobjid::bigint, a.attname::text FROM pg_catalog.pg_depend d
-        JOIN pg_catalog.pg_class s ON s.oid = d.objid AND s.relkind = 'S'
-        JOIN pg_catalog.pg_attribute a ON a.attrelid = d.refobjid AND a.attnum = d.refobjsubid
-        WHERE d.classid = 'pg_catalog.pg_class'::pg_catalog.regclass
-          AND d.refclassid = 'pg_catalog.pg_class'::pg_catalog.regclass
-          AND d.deptype IN ('a', 'i') AND d.refobjid = ANY (%s::oid[])
-        """,
-        oids,
-    )
-    return [(oid, column) for oid, column in rows]
+    """The cutover sets the target's sequences to the source's values: each must have its counterpart."""
+    plan = plan_sequences(source, target, routes)
+    found = [
+        failed("sequences", "target", f"{show_table(fault.table)}: {fault.message}", fault.remedy, fault.table)
+        for fault in plan.faults
+    ]
+    found += [
+        warned(
+            "sequences",
+            "target",
+            f"sequence {show_table(name)} belongs to no column, and the target has none of that name",
+            "create it on the target if something uses it",
+        )
+        for name in plan.unmatched
+    ]
+    return or_passed(found, "sequences", "target", f"{len(plan.pairs)} sequences have their counterpart")
 
 
 def check_extensions(source: Connection, target: Connection, routes: Sequence[Route]) -> list[Check]:
@@ -159,3 +138,9 @@ def check_extensions(source: Connection, target: Connection, routes: Sequence[Ro
         if name not in present
     ]
     return or_passed(found, "extensions", "target", "all that the tables need are there")
+
+
+def key_columns(route: Route) -> tuple[str, ...]:
+    """Target columns of the source's key; those without a home are faults of the route and left out."""
+    homes = {column.source.name: column.target.name for column in route.columns}
+    return tuple(homes[name] for name in route.source.key if name in homes)

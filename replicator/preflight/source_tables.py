@@ -9,6 +9,7 @@ from replicator.model.schema import Table, show_table
 from replicator.postgres.connection import Connection, query
 from replicator.preflight.check import Check, failed, or_passed, passed, warned
 from replicator.routing.route import Route
+from replicator.source import freeze
 
 
 def check_readable(conn: Connection, routes: Sequence[Route]) -> list[Check]:
@@ -106,6 +107,40 @@ def check_inheritance(conn: Connection, routes: Sequence[Route]) -> list[Check]:
         )
         for schema, name in rows
     ]
+
+
+def check_freeze(conn: Connection, routes: Sequence[Route]) -> list[Check]:
+    """The cutover locks every table against writers and sets the database read-only."""
+    found = []
+    if locked_out := freeze.tables_not_lockable(conn, [route.source.name for route in routes]):
+        found.append(
+            warned(
+                "freeze",
+                "source",
+                f"the role may not lock {', '.join(locked_out)}: the cutover cannot stop its writers",
+                "use the tables' owner for the cutover, or GRANT UPDATE on them",
+            )
+        )
+    if not freeze.may_store_read_only(conn):
+        found.append(
+            warned(
+                "freeze",
+                "source",
+                "the role does not own the database: the cutover cannot set it read-only for applications",
+                "use the database's owner for the cutover",
+            )
+        )
+    if roles := freeze.roles_of_their_own_mind(conn):
+        found.append(
+            warned(
+                "freeze",
+                "source",
+                f"default_transaction_read_only is set for role {', '.join(roles)}, whose sessions may write on"
+                " after the lock is released",
+                "ALTER ROLE … RESET default_transaction_read_only, or stop what uses it before the cutover",
+            )
+        )
+    return or_passed(found, "freeze", "source", "the cutover can stop every writer")
 
 
 def check_user_table(conn: Connection, settings: Settings) -> Iterator[Check]:

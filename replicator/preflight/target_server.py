@@ -4,9 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-import psycopg
-from psycopg import errors
-
 from replicator.postgres.connection import Connection, query
 from replicator.preflight.check import Check, failed, passed, warned
 
@@ -55,16 +52,6 @@ def check_state_schema(conn: Connection) -> Iterator[Check]:
             f"role {role} may not create schema replicator",
             f"GRANT CREATE ON DATABASE … TO {role}, or CREATE SCHEMA replicator AUTHORIZATION {role}",
         )
-
-
-def may_silence_triggers(conn: Connection) -> bool:
-    """Whether the role may set ``session_replication_role = replica``."""
-    try:
-        with conn.transaction(force_rollback=True):
-            conn.execute("SET LOCAL session_replication_role = replica")
-    except errors.InsufficientPrivilege:
-        return False
-    return True
 
 
 def check_trigger_role(silenced: bool) -> Iterator[Check]:
@@ -117,8 +104,3 @@ def check_encoding(source: Connection, target: Connection) -> Iterator[Check]:
             + ("" if ctype == target_ctype else f"; letters are classified by {ctype} and {target_ctype}"),
             "create the target database with the same LC_COLLATE and LC_CTYPE if the order of texts matters",
         )
-
-
-def is_closed(conn: Connection) -> bool:
-    """Whether the server has gone: nothing more can be asked."""
-    return conn.closed or conn.info.transaction_status == psycopg.pq.TransactionStatus.UNKNOWN

@@ -9,6 +9,7 @@ from psycopg import sql
 from replicator.model.schema import TableName, show_table
 from replicator.postgres.connection import Connection, query, table_identifier
 from replicator.preflight.check import Check, failed, or_passed, warned
+from replicator.preflight.schemas import key_columns
 from replicator.routing.route import Route
 
 _PRIVILEGES = ("SELECT", "INSERT", "UPDATE", "DELETE", "TRUNCATE")
@@ -102,7 +103,7 @@ def check_key_indexes(conn: Connection, routes: Sequence[Route]) -> list[Check]:
     indexed = {(oid, column) for oid, column in leading}
     found = []
     for route in routes:
-        key = [route.columns[at].target.name for at in route.key]
+        key = key_columns(route)
         if key and not any((route.target.oid, column) in indexed for column in key):
             columns = ", ".join(key)
             found.append(

@@ -1,0 +1,92 @@
+"""What every command shares: the global options, and how it asks and answers."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, cast
+
+import typer
+
+from replicator.errors import ConfigError
+
+if TYPE_CHECKING:
+    from replicator.config import Settings
+
+LogFormat = Literal["console", "json"]
+
+
+@dataclass(frozen=True, slots=True)
+class Globals:
+    """The options that stand before the verb (or after it)."""
+
+    config: Path | None = None
+    source: str | None = None
+    target: str | None = None
+    log_format: LogFormat = "console"
+    verbose: bool = False
+
+    def settings(self) -> Settings:
+        """The settings with these options applied.
+
+        Raises:
+            ConfigError: one line per fault.
+        """
+        from replicator.config import load
+
+        return load(self.config, source_dsn=self.source, target_dsn=self.target)
+
+
+def settings_of(ctx: typer.Context) -> Settings:
+    """The settings of this call."""
+    return cast(Globals, ctx.obj).settings()
+
+
+def print_json(document: Mapping[str, object]) -> None:
+    """One JSON document on stdout."""
+    json.dump(document, sys.stdout, ensure_ascii=False, indent=2, allow_nan=False)
+    sys.stdout.write("\n")
+    sys.stdout.flush()
+
+
+def confirm(question: str, *, yes: bool) -> None:
+    """Go on only with ``--yes`` or a typed yes.
+
+    Raises:
+        ConfigError: nobody is there to ask.
+        typer.Exit: the answer was no.
+    """
+    if yes:
+        return
+    if not (sys.stdin.isatty() and sys.stderr.isatty()):
+        raise ConfigError(f"{question} There is no terminal to ask", hint="give --yes to confirm")
+    if not typer.confirm(question, err=True):
+        typer.echo("nothing was changed", err=True)
+        raise typer.Exit(1)
+
+
+def check_report(path: Path | None) -> None:
+    """See that the report can be written, before the work that it is to tell of.
+
+    Raises:
+        ConfigError: it cannot.
+    """
+    if path is None:
+        return
+    try:
+        with path.open("a", encoding="utf-8"):
+            pass
+    except OSError as exc:
+        raise ConfigError(f"cannot write {path}: {exc.strerror}", hint="name another file with --report") from exc
+
+
+def write_report(path: Path | None, document: Mapping[str, object]) -> None:
+    """Write ``document`` as JSON, whole or not at all."""
+    if path is None:
+        return
+    fresh = path.with_name(f"{path.name}.new")
+    fresh.write_text(json.dumps(document, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+    fresh.replace(path)

@@ -1,0 +1,200 @@
+"""Phase one on its own: the sessions, the signals, and whether we copy or ask a running service to."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import FrameType
+
+from replicator.config import Settings
+from replicator.errors import Refused, StateError
+from replicator.model.schema import TableName, show_table
+from replicator.postgres.connection import Connection, connect, translated
+from replicator.routes import require_routes
+from replicator.target import state
+from snapshot.clear import has_rows
+from snapshot.plan import choose
+from snapshot.progress import Progress
+from snapshot.run import recopy, run_snapshot
+
+_POLL_S = 0.3
+_SERVICE_GONE_S = 20.0  # a service that reconnects is without its lock for a while
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """What the options ask for. ``only`` None: all tables."""
+
+    only: frozenset[TableName] | None
+    exclude: frozenset[TableName]
+    truncate: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Preview:
+    """What `copy` would do. ``occupied``: tables among ``to_copy`` that hold rows which we did not copy."""
+
+    phase: str
+    to_copy: tuple[TableName, ...]
+    done: tuple[TableName, ...]
+    occupied: tuple[TableName, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Copied:
+    """How it ended. ``complete``: every table of the plan is copied, and the stream can begin."""
+
+    complete: bool
+    by_service: bool = False
+
+
+class Interrupted(Exception):  # no error: somebody asked for it
+    """A signal ended the copying; it can be resumed."""
+
+    def __init__(self, signum: int) -> None:
+        super().__init__(signum)
+        self.signum = signum
+
+
+def preview(settings: Settings, selection: Selection) -> Preview:
+    """Look at what would be copied; changes nothing."""
+    slot = settings.source.slot
+    with (
+        connect(settings.source.dsn, "source", purpose="plan") as source,
+        connect(settings.target.dsn, "target", purpose="plan") as target,
+    ):
+        routes = require_routes(settings, source, target)
+        chosen = choose(routes, selection.only, selection.exclude)
+        with translated("target"):
+            checkpoint = state.load_checkpoint(target, slot) if state.exists(target) else None
+            states = state.load_table_states(target, slot) if checkpoint is not None else {}
+            copied = {name for name, known in states.items() if known.state == "copied"}
+            again = selection.only is not None and checkpoint is not None and checkpoint.phase not in ("new", "copying")
+            to_copy = [route.name for route in chosen if again or route.name not in copied]
+            fresh = [name for name in to_copy if name not in states or states[name].attempt == 0]
+            return Preview(
+                phase=checkpoint.phase if checkpoint is not None else "new",
+                to_copy=tuple(to_copy),
+                done=tuple(route.name for route in chosen if route.name not in to_copy),
+                occupied=tuple(name for name in fresh if has_rows(target, name)),
+            )
+
+
+def copy(settings: Settings, selection: Selection, progress: Callable[[Progress], None] | None) -> Copied:
+    """Copy what is missing, or the tables named once more; a running service does the latter by itself.
+
+    Raises:
+        Interrupted: SIGINT or SIGTERM.
+        ReplicatorError: as `snapshot.run.run_snapshot`.
+    """
+    slot = settings.source.slot
+    with connect(settings.target.dsn, "target", purpose="snapshot") as writer:
+        state.migrate(writer)
+        with translated("target"):
+            if selection.only and state.writer_is_running(writer, slot):
+                _ask_service(settings, selection, writer)
+                return Copied(complete=True, by_service=True)
+            state.lock_writer(writer, slot)
+            checkpoint = state.load_checkpoint(writer, slot)
+        again = selection.only is not None and checkpoint is not None and checkpoint.phase not in ("new", "copying")
+        with connect(settings.source.dsn, "source", purpose="snapshot") as source, _stopped_by_signals() as stop:
+            routes = require_routes(settings, source, writer)
+            if again:
+                if checkpoint is not None and checkpoint.phase in ("cutting_over", "cut_over"):
+                    raise Refused(f"no table can be copied again at phase {checkpoint.phase}")
+                complete = recopy(
+                    settings,
+                    routes,
+                    sorted(selection.only or ()),
+                    writer=writer,
+                    source=source,
+                    stop=stop,
+                    truncate=selection.truncate,
+                    progress=progress,
+                )
+            else:
+                complete = run_snapshot(
+                    settings,
+                    routes,
+                    writer=writer,
+                    source=source,
+                    stop=stop,
+                    truncate=selection.truncate,
+                    only=selection.only,
+                    exclude=selection.exclude,
+                    progress=progress,
+                )
+    return Copied(complete)
+
+
+def _ask_service(settings: Settings, selection: Selection, conn: Connection) -> None:
+    """Request the copy through the state, and wait until it is done."""
+    slot, names = settings.source.slot, sorted(selection.only or ())
+    if selection.truncate:
+        raise Refused("the service is running: --truncate is for a copy that it does not do", hint="stop it first")
+    with connect(settings.source.dsn, "source", purpose="plan") as source:
+        choose(require_routes(settings, source, conn), selection.only, selection.exclude)
+    checkpoint = state.load_checkpoint(conn, slot)
+    if checkpoint is None or checkpoint.phase not in ("catching_up", "streaming"):
+        phase = "new" if checkpoint is None else checkpoint.phase
+        raise Refused(f"no table can be copied again at phase {phase}", hint="wait until the snapshot is complete")
+    before = _request(conn, slot, names)
+    seen = time.monotonic()
+    while True:
+        time.sleep(_POLL_S)
+        states = state.load_table_states(conn, slot)
+        if all(states[name].state == "copied" and states[name].attempt > before[name] for name in names):
+            return
+        if state.writer_is_running(conn, slot):
+            seen = time.monotonic()
+        elif time.monotonic() - seen > _SERVICE_GONE_S:
+            raise StateError(
+                "the service has ended before the copy was done",
+                hint="start it again with `replicator run`: the request stays",
+            )
+
+
+def _request(conn: Connection, slot: str, names: Collection[TableName]) -> dict[TableName, int]:
+    """Enter the request; the number of each table's last attempt."""
+    with conn.transaction():
+        state.add_table_states(conn, slot, names)
+        states = state.load_table_states(conn, slot)
+        conn.cursor().executemany(
+            """
+            UPDATE replicator.table_state SET state = 'copy_requested'
+            WHERE slot = %s AND table_schema = %s AND table_name = %s
+            """,
+            [(slot, schema, name) for schema, name in names],
+        )
+    return {name: states[name].attempt for name in names}
+
+
+@contextmanager
+def _stopped_by_signals() -> Iterator[threading.Event]:
+    """The first SIGINT or SIGTERM sets the event, a second SIGINT interrupts at once; at the end `Interrupted`."""
+    stop = threading.Event()
+    caught: list[int] = []
+
+    def handler(signum: int, _frame: FrameType | None) -> None:
+        if caught and signum == signal.SIGINT:
+            raise KeyboardInterrupt
+        caught.append(signum)
+        stop.set()
+
+    before = {number: signal.signal(number, handler) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield stop
+    finally:
+        for number, previous in before.items():
+            signal.signal(number, previous)
+    if caught:
+        raise Interrupted(caught[0])
+
+
+def names_of(names: Collection[TableName]) -> str:
+    """Tables as people write them."""
+    return ", ".join(show_table(name) for name in names)
