@@ -11,7 +11,7 @@ from typing import Annotated, Any, Final, NoReturn, cast
 import typer
 
 from replicator import __version__
-from replicator.cli import faults, inspect, move
+from replicator.cli import faults, inspect, move, users
 from replicator.cli.context import Globals, LogFormat
 
 app = typer.Typer(
@@ -23,6 +23,7 @@ app = typer.Typer(
 )
 inspect.register(app)
 move.register(app)
+users.register(app)
 
 _VALUED: Final = ("-c", "--config", "--source", "--target", "--log-format")
 _FLAGS: Final = ("-v", "--verbose")

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from replicator.cutover import CutoverReport
     from replicator.preflight import Check, Plan
     from replicator.status import Status
+    from replicator.users import UsersStatus
     from replicator.verify import Report
 
 _COLOURS = {
@@ -215,3 +216,18 @@ def show_cutover(report: CutoverReport) -> None:
     for line in report.kept:
         out.print(f"kept {line}", markup=False, soft_wrap=True)
     out.print(f"cutover {report.outcome}" if report.steps else f"gates {report.outcome}")
+
+
+def show_users(status: UsersStatus) -> None:
+    """One row per map, then the columns in which IDs without a target ID were met."""
+    out = console()
+    numbers = ("entries", "users covered", "unmapped IDs", "expired")
+    table = grid("map", *numbers, "kept until", right=numbers)
+    for each in status.maps:
+        covered = "–" if each.covered is None else f"{each.covered:,} of {each.source_users:,}"
+        until = f"{each.retain_until:%Y-%m-%d}" if each.retain_until else "–"
+        table.add_row(each.name, f"{each.entries:,}", covered, f"{each.unmapped_ids:,}", f"{each.expired:,}", until)
+    out.print(table)
+    for each in status.maps:
+        for column in each.columns:
+            out.print(f"{each.name}: {column.ids:,} unmapped IDs in {column.table}.{column.column}", markup=False)
