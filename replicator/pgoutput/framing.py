@@ -46,8 +46,8 @@ class PrimaryKeepalive:
     reply_requested: bool
 
 
-def parse_frame(data: bytes) -> XLogData | PrimaryKeepalive:
-    """Read one CopyData payload that the server sent in replication mode.
+def parse_frame(data: bytes | memoryview) -> XLogData | PrimaryKeepalive:
+    """Read one CopyData payload that the server sent in replication mode. A memoryview saves one copy of the message.
 
     Raises:
         ProtocolError: unknown type byte, short payload, bytes left over.
@@ -58,15 +58,15 @@ def parse_frame(data: bytes) -> XLogData | PrimaryKeepalive:
         kind = data[0]
         if kind == 0x77:  # w
             wal_start, wal_end, send_time = _XLOG_DATA_HEADER(data)
-            return XLogData(Lsn(wal_start), Lsn(wal_end), send_time, data[_XLOG_DATA_SIZE:])
+            return XLogData(Lsn(wal_start), Lsn(wal_end), send_time, bytes(data[_XLOG_DATA_SIZE:]))
         if kind == 0x6B:  # k
             return _keepalive(data)
     except (IndexError, struct.error) as exc:
-        raise ProtocolError(f"replication frame {data[:1]!r} of {len(data)} bytes is cut short") from exc
-    raise ProtocolError(f"replication frame of {len(data)} bytes has unknown type {data[:1]!r}")
+        raise ProtocolError(f"replication frame {bytes(data[:1])!r} of {len(data)} bytes is cut short") from exc
+    raise ProtocolError(f"replication frame of {len(data)} bytes has unknown type {bytes(data[:1])!r}")
 
 
-def _keepalive(data: bytes) -> PrimaryKeepalive:
+def _keepalive(data: bytes | memoryview) -> PrimaryKeepalive:
     wal_end, send_time, reply_requested = _KEEPALIVE.unpack_from(data)
     if len(data) != _KEEPALIVE.size:
         raise ProtocolError(f"keepalive of {len(data)} bytes has bytes left over")

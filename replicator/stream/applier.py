@@ -328,10 +328,12 @@ def _deletes(events: Sequence[Event]) -> bool:
 
 
 def _count(events: Sequence[Event]) -> Counter[tuple[Op, TableName]]:
-    counts = Counter([(event[0], event[1]) for event in events if type(event) is tuple])
+    # A pass per operation: hashing an Enum is Python code, and would be done once per event.
     by_name: Counter[tuple[Op, TableName]] = Counter()
-    for (op, table), count in counts.items():
-        by_name[op, table.route.name] += count
+    rows = [event for event in events if type(event) is tuple]
+    for op in (Op.INSERT, Op.UPDATE, Op.DELETE):
+        for table, count in Counter([event[1] for event in rows if event[0] is op]).items():
+            by_name[op, table.route.name] += count
     for event in events:
         if isinstance(event, Truncation):
             by_name.update((Op.TRUNCATE, table.route.name) for table in event.tables)

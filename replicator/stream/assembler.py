@@ -131,7 +131,7 @@ class Assembler:
 
     def _take_unmapped(self) -> set[Unmapped]:
         taken: set[Unmapped] = set()
-        for table in self._relations.by_oid.values():
+        for table in self._relations.mapped:
             if table.mapper.unmapped:
                 taken |= table.mapper.take_unmapped()
         self._unmapped_seen.update((one.map, one.source_id) for one in taken)

@@ -96,7 +96,7 @@ class Receiver:
                 continue
             length, data = get(1)
             if length > 0:
-                frame = parse_frame(bytes(data))
+                frame = parse_frame(data)
                 if type(frame) is XLogData:
                     batch = feed(decode(frame.payload), length)
                     if batch is not None:

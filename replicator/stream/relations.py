@@ -73,6 +73,7 @@ class Relations:
         self._known_columns = known_columns
         self._ignore_new_columns = ignore_new_columns
         self.by_oid: dict[int, RoutedTable] = {}
+        self.mapped: list[RoutedTable] = []  # those that can meet unmapped IDs
 
     def add(self, relation: pgoutput.Relation) -> None:
         """Enter a relation, or its new shape.
@@ -101,6 +102,7 @@ class Relations:
             self._snapshot_lsns.get(route.name, ZERO),
             self._lookups.get(route.source.name, ()),
         )
+        self.mapped = [table for table in self.by_oid.values() if table.route.maps]
 
     def __getitem__(self, oid: int) -> RoutedTable:
         try:
