@@ -73,6 +73,8 @@ def configure(format: LogFormat = "console", verbose: bool = False) -> None:
     )
     # Libraries speak only when something is wrong; their chatter is not ours to forward.
     logging.basicConfig(handlers=[handler], level=logging.INFO if verbose else logging.WARNING, force=True)
+    # It warns of every pipeline that an error ended; the errors themselves reach us, and some are cured.
+    logging.getLogger("psycopg").setLevel(logging.ERROR)
 
 
 def get_logger(name: str) -> FilteringBoundLogger:

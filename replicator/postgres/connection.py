@@ -37,7 +37,7 @@ _SIDE_PINS: dict[Side, dict[str, str]] = {
     # Feedback confirms what the target has committed: that must be on its disk.
     "target": {"synchronous_commit": "on"},
 }
-_KEEPALIVE = {"connect_timeout": 10, "keepalives_idle": 10, "keepalives_interval": 5, "keepalives_count": 3}
+_KEEPALIVE = {"connect_timeout": 5, "keepalives_idle": 10, "keepalives_interval": 5, "keepalives_count": 3}
 
 _TRANSIENT_STATES = (
     errors.AdminShutdown,

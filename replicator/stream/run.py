@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime as dt
+import os
+import socket
 import threading
 import time
 from collections import Counter
@@ -141,11 +144,9 @@ class Stream:
                     outcome = self._tick(applier)
                     if outcome is not None:
                         return outcome
-            except errors.QueryCanceled:
+            except psycopg.Error as exc:
                 if self._stop.is_set():
                     return Outcome.STOPPED
-                raise
-            except psycopg.Error as exc:
                 raise _explain(exc) from exc
             if self._until is not None and self._committed >= self._until:
                 return Outcome.REACHED
@@ -313,11 +314,16 @@ class _Watchdog:
         while not self._stop.wait(_TAKE_S):
             if self._finished.is_set():
                 return
-        if not self._finished.wait(_STOP_GRACE_S):
-            try:
-                self._conn.cancel_safe(timeout=2.0)
-            except psycopg.Error:
-                log.debug("cancel failed: the connection is gone")
+        if self._finished.wait(_STOP_GRACE_S):
+            return
+        try:
+            self._conn.cancel_safe(timeout=1.0)
+        except psycopg.Error:
+            log.debug("cancel failed: the target does not answer")
+        if not self._finished.wait(1.0):
+            # It cannot even cancel. Hanging up ends the wait; the server rolls back what was not committed.
+            with contextlib.suppress(OSError, psycopg.Error), socket.socket(fileno=os.dup(self._conn.fileno())) as line:
+                line.shutdown(socket.SHUT_RDWR)
 
 
 def _explain(exc: psycopg.Error) -> ReplicatorError:
