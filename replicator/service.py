@@ -20,7 +20,16 @@ from replicator.monitor import Monitor
 from replicator.postgres.connection import Connection, connect, query, translated
 from replicator.routes import require_routes
 from replicator.stream.run import Outcome, Stream
-from replicator.target.state import load_checkpoint, load_table_states, lock_writer, migrate, set_problem
+from replicator.target.state import (
+    Session,
+    end_session,
+    load_checkpoint,
+    load_table_states,
+    lock_writer,
+    migrate,
+    session_of,
+    set_problem,
+)
 from replicator.web import WebServer
 
 log = get_logger(__name__)
@@ -61,6 +70,7 @@ class Service:
         self._until = until
         self._until_caught_up = until_caught_up
         self._reached = False  # whether both servers were ever there
+        self._last_session: Session | None = None
         self._fresh_look = False  # whether the catalogs were just read again because of a mismatch
 
     def run(self) -> None:
@@ -112,16 +122,20 @@ class Service:
             writer.close()
 
     def _lock(self, writer: Connection) -> None:
-        """Take the writer's lock. The session of a life before this one may need a moment to let go of it."""
+        """Take the writer's lock; from our own last session if its server has not noticed yet that it is dead."""
+        if self._last_session is not None:
+            end_session(writer, self._last_session)
         for pause_s in (0.1, 0.2, 0.4, 0.8, 1.6, 3.0):
             try:
                 lock_writer(writer, self._settings.source.slot)
             except StateError:
-                if not self._reached or self.stop.wait(pause_s):
+                if self._last_session is None or self.stop.wait(pause_s):
                     raise
             else:
-                return
-        lock_writer(writer, self._settings.source.slot)
+                break
+        else:
+            lock_writer(writer, self._settings.source.slot)
+        self._last_session = session_of(writer)
 
     def _copy_and_stream(self, writer: Connection) -> tuple[Outcome | None, bool]:
         slot = self._settings.source.slot

@@ -11,7 +11,7 @@ from psycopg import errors, pq
 from psycopg.errors import error_from_result
 
 from replicator import metrics
-from replicator.errors import RowRejected
+from replicator.errors import RowRejected, StateError
 from replicator.model.change import Op
 from replicator.model.row import UNCHANGED, Row
 from replicator.model.schema import TableName
@@ -105,16 +105,19 @@ class Applier:
         self._write_maps(batch)
         return _count(batch.events)
 
-    def execute(self, statement: Statement, parameters: tuple[object, ...]) -> None:
-        """Run one more statement in the same transaction."""
-        self.begin()
-        self._conn.execute(statement, parameters)
+    def commit(self, checkpoint: Statement, parameters: tuple[object, ...]) -> None:
+        """Store the checkpoint and commit it with everything that has been applied: one round trip.
 
-    def commit(self) -> None:
-        """Commit what has been applied."""
-        if self._begun:
+        Raises:
+            StateError: there is no row to store it in.
+        """
+        with self._conn.pipeline():
+            self.begin()
+            cursor = self._conn.execute(checkpoint, parameters, prepare=True)
             self._conn.execute("COMMIT")
-            self._begun = False
+        self._begun = False
+        if cursor.rowcount != 1:
+            raise StateError("the checkpoint is gone: somebody has removed it while the stream was running")
 
     def rollback(self) -> None:
         """Forget what has been applied since the last commit."""

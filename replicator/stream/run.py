@@ -178,7 +178,7 @@ class Stream:
 
     def _store(self, applier: Applier, lsn: Lsn, fence: str | None = None) -> None:
         """Write the checkpoint into the open transaction and commit it."""
-        applier.execute(
+        applier.commit(
             """
             UPDATE replicator.checkpoint
             SET applied_lsn = %s::pg_lsn, commit_time = %s, fence = coalesce(%s, fence), lag_seconds = %s,
@@ -187,7 +187,6 @@ class Stream:
             """,
             (str(lsn), self._commit_time, fence, self._lag_seconds(), self._slot),
         )
-        applier.commit()
         self.advanced = self.advanced or lsn > self._committed
         self._committed = lsn
         metrics.APPLIED_LSN_BYTES.set(lsn)
