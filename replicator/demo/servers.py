@@ -29,7 +29,7 @@ from replicator.demo.installations import (
 )
 from replicator.errors import ConfigError, ReplicatorError
 
-__all__ = ["RoleAttribute", "Server", "StopMode", "find_installations"]
+__all__ = ["RoleAttribute", "Server", "StopMode", "find_installations", "free_port"]
 
 StopMode = Literal["smart", "fast", "immediate"]
 RoleAttribute = Literal["SUPERUSER", "REPLICATION", "BYPASSRLS", "CREATEDB", "CREATEROLE"]
@@ -97,7 +97,7 @@ class Server:
         )
         try:
             self._initdb(settings)
-            self.port = _free_port()
+            self.port = free_port()
         except BaseException:
             self.remove()
             raise
@@ -196,7 +196,7 @@ class Server:
             if self._port_is_known:
                 time.sleep(0.2)  # DSNs hold this port: wait for whoever took it
             else:
-                self.port = _free_port()
+                self.port = free_port()
         raise ReplicatorError(f"PostgreSQL {self.major}: port {self.port} stays taken")
 
     def stop(self, mode: StopMode = "fast") -> None:
@@ -314,7 +314,7 @@ class Server:
         raise ReplicatorError(f"PostgreSQL {self.major} did not start", hint=log[-2000:])
 
 
-def _free_port() -> int:
+def free_port() -> int:
     """A port of 127.0.0.1 that nobody listens on right now."""
     for port in random.SystemRandom().sample(_PORTS, 200):
         with socket.socket() as probe:
