@@ -59,11 +59,8 @@ class Plan:
         )
 
     def select(self, side: Side) -> sql.Composed:
-        """The rows of the keys in ``$1``, ``$2``, …: one array per key column. Source rows end with their xmin."""
-        values = self._values(side)
-        if side == "source":
-            values.append(_VERSION)
-        return self._select(side, values)
+        """The rows of the keys in ``$1``, ``$2``, …: one array per key column. Each row ends with its xmin."""
+        return self._select(side, [*self._values(side), _VERSION])
 
     def select_versions(self) -> sql.Composed:
         """Key and xmin of the source rows of the keys in ``$1``, ``$2``, …."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -23,10 +23,11 @@ from replicator.verify.snapshot import Follower, Sessions, read_maps
 CHUNK_KEYS: Final = 1000
 # Beyond so many confirmed keys a table is known to be wrong; the rest is counted as it was first seen.
 MAX_CONFIRMED: Final = 20_000
-_ROUNDS: Final = 20
+_ROUNDS: Final = 8
 _PAUSE_S: Final = 0.05
 
 Digests = Counter[bytes]
+Versions = set[Field]
 
 
 @dataclass(slots=True)
@@ -57,21 +58,24 @@ class Findings:
 class _Look:
     """Both sides' rows of the keys asked for, at one moment of the target.
 
-    ``source`` and ``target`` by key in the target's form. ``moved``: keys whose source rows changed meanwhile.
+    All by key in the target's form. ``moved``: keys whose source rows changed meanwhile. ``versions``: of the target's
+    rows; every write makes a new one, also one of the same values.
     """
 
     source: dict[Key, Digests]
     target: dict[Key, Digests]
     moved: set[Key]
+    versions: dict[Key, Versions]
 
 
 class Rechecker:
     """Reads suspects again on sessions of its own, at later positions, until each is settled.
 
     While the stream runs, a row differs for certain only if the source did not change it between a moment that the
-    target has reached and one after the target was read. A row that changes in every round is settled by its
-    target: if that changes too, the stream is writing this row, and the row is left out with a note; if it stays as it
-    is, the stream passes it by, and it differs.
+    target has reached and one after the target was read. That a row is not on the source needs two looks, since one
+    inserted and deleted in between leaves no trace there: the target's must be the same version both times. A row that
+    changes in every round is judged by its target: if that changes too, the stream is writing it, and it is left out
+    with a note; if it stays as it is, the stream passes it by, and it differs.
     """
 
     def __init__(
@@ -111,90 +115,91 @@ class Rechecker:
             self._findings.notes.append(note)
 
     def _settle(self, keys: list[Key]) -> None:
-        first_targets: dict[Key, Digests] = {}
-        last_seen_absent: dict[Key, Digests] = {}
+        first: dict[Key, Versions] = {}
+        absent: dict[Key, Versions] = {}  # keys not on the source at the last look, and what the target had
         confirmed: list[Key] = []
         for turn in range(_ROUNDS):
             look = self._look(keys)
-            undecided = []
-            for key in keys:
-                ours, theirs = look.source[key], look.target[key]
-                first_targets.setdefault(key, theirs)
-                if ours == theirs:
-                    continue
-                # A row inserted and deleted in between leaves no trace on the source: absence is looked at twice.
-                absent_once = self._follower is not None and not ours and last_seen_absent.get(key) != theirs
-                if absent_once:
-                    last_seen_absent[key] = theirs
-                if key in look.moved or absent_once:
-                    undecided.append(key)
-                else:
-                    self._findings.add(ours, theirs)
-                    confirmed.append(key)
-            keys = undecided
+            first = {key: first.get(key, look.versions[key]) for key in keys}
+            differing = [key for key in keys if look.source[key] != look.target[key]]
+            keys = [key for key in differing if key in look.moved or self._is_newly_absent(key, look, absent)]
+            absent = {key: look.versions[key] for key in keys if not look.source[key]}
+            confirmed += self._confirm(look, set(differing).difference(keys))
             if not keys:
                 break
             if self._stop.wait(_PAUSE_S * turn):
                 raise Refused("verification was stopped before its end")
         else:
-            confirmed += self._judge_restless(keys, first_targets, look)
+            # The last look is at least at these keys.
+            passed_by = {key for key in keys if look.versions[key] == first[key]}
+            confirmed += self._confirm(look, passed_by)
+            self._note_restless(len(keys) - len(passed_by))
         self._add_key_texts(confirmed)
 
-    def _judge_restless(self, keys: list[Key], first_targets: dict[Key, Digests], last: _Look) -> list[Key]:
-        stuck = [key for key in keys if last.target[key] == first_targets[key]]
-        for key in stuck:
-            self._findings.add(last.source[key], last.target[key])
-        if len(keys) > len(stuck):
+    def _is_newly_absent(self, key: Key, look: _Look, absent: dict[Key, Versions]) -> bool:
+        return self._follower is not None and not look.source[key] and absent.get(key) != look.versions[key]
+
+    def _confirm(self, look: _Look, keys: Collection[Key]) -> Collection[Key]:
+        for key in keys:
+            self._findings.add(look.source[key], look.target[key])
+        return keys
+
+    def _note_restless(self, rows: int) -> None:
+        if rows:
             self._findings.notes.append(
-                f"{self._plan.name}: {len(keys) - len(stuck)} rows changed on both sides too often to be compared"
+                f"{self._plan.name}: {rows} rows changed on both sides too often to be compared"
             )
-        return stuck
 
     def _look(self, keys: list[Key]) -> _Look:
         live = self._follower is not None
-        before: dict[Key, set[Field]] = {}
+        before: dict[Key, Versions] = {}
         if self._follower is not None:
             before = self._versions(_expand(keys, candidates_of(self._plan, self._maps())))
             self._follower.wait_for_now()
-        target, maps = self._read_target(keys)
+        target, versions, maps = self._read_target(keys)
         candidates = candidates_of(self._plan, maps)
         source, after = self._read_source(keys, _expand(keys, candidates), maps)
         # A map that changed in between leads to other candidates, and so to another look.
         moved = {key for key in keys if live and any(before.get(c) != after.get(c) for c in candidates(key))}
-        return _Look(source, target, moved)
+        return _Look(source, target, moved, versions)
 
-    def _versions(self, keys: list[Key]) -> dict[Key, set[Field]]:
-        found: dict[Key, set[Field]] = defaultdict(set)
+    def _versions(self, keys: list[Key]) -> dict[Key, Versions]:
+        found: dict[Key, Versions] = defaultdict(set)
         source = self._sessions.get("source")
         for *key, version in find_rows(source, "source", self._plan.select_versions(), self._plan, keys):
             found[tuple(key)].add(version)
         return found
 
-    def _read_target(self, keys: list[Key]) -> tuple[dict[Key, Digests], IdMaps]:
+    def _read_target(self, keys: list[Key]) -> tuple[dict[Key, Digests], dict[Key, Versions], IdMaps]:
         target = self._sessions.get("target")
         found: dict[Key, Digests] = {key: Counter() for key in keys}
+        versions: dict[Key, Versions] = {key: set() for key in keys}
         with translated("target"):
             target.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
             maps = self._maps()
-            for fields in find_rows(target, "target", self._plan.select("target"), self._plan, keys):
-                if (rows := found.get(self._plan.key_of(fields))) is not None:
-                    rows[digest(join(fields))] += 1
+            for *fields, version in find_rows(target, "target", self._plan.select("target"), self._plan, keys):
+                row = tuple(fields)
+                key = self._plan.key_of(row)
+                if key in found:
+                    found[key][digest(join(row))] += 1
+                    versions[key].add(version)
             target.execute("COMMIT")
-        return found, maps
+        return found, versions, maps
 
     def _read_source(
         self, keys: list[Key], source_keys: list[Key], maps: IdMaps
-    ) -> tuple[dict[Key, Digests], dict[Key, set[Field]]]:
+    ) -> tuple[dict[Key, Digests], dict[Key, Versions]]:
         found: dict[Key, Digests] = {key: Counter() for key in keys}
-        versions: dict[Key, set[Field]] = defaultdict(set)
+        versions: dict[Key, Versions] = defaultdict(set)
         router = Router(self._plan, maps)
         source = self._sessions.get("source")
         for *fields, version in find_rows(source, "source", self._plan.select("source"), self._plan, source_keys):
-            raw = tuple(fields)
-            versions[self._plan.key_of(raw)].add(version)
-            routed = router.fields(raw)
-            if (rows := found.get(self._plan.key_of(routed))) is not None:
-                rows[digest(join(routed))] += 1
+            row = tuple(fields)
+            versions[self._plan.key_of(row)].add(version)
+            routed = router.fields(row)
+            key = self._plan.key_of(routed)
+            if key in found:
+                found[key][digest(join(routed))] += 1
         return found, versions
 
     def _maps(self) -> IdMaps:
