@@ -12,6 +12,7 @@ from replicator.config import Settings
 from replicator.errors import Refused, StateError, TransientError
 from replicator.postgres.catalog import server_identity
 from replicator.postgres.connection import Connection, connect, query, table_identifier, translated
+from replicator.source.freeze import load_read_only
 from replicator.source.publication import drop_publication, load_publication
 from replicator.source.slot import SlotInfo, drop_slot, load_slot
 from replicator.target import indexes, state
@@ -101,6 +102,8 @@ def _clear_source(
         removed.append(f"publication {name} on the source")
     elif publication is not None:
         kept.append(f"publication {name} on the source: it belongs to another role")
+    if checkpoint is not None and checkpoint.phase == "cut_over" and load_read_only(source) == "on":
+        kept.append("the source's database setting default_transaction_read_only = on: the target has taken over")
 
 
 def _refuse_foreign(source: Connection, slot: SlotInfo | None, checkpoint: state.Checkpoint | None) -> None:

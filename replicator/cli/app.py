@@ -11,7 +11,7 @@ from typing import Annotated, Any, Final, NoReturn, cast
 import typer
 
 from replicator import __version__
-from replicator.cli import faults, inspect, move, users
+from replicator.cli import demo, faults, inspect, move, users
 from replicator.cli.context import Globals, LogFormat
 
 app = typer.Typer(
@@ -24,6 +24,7 @@ app = typer.Typer(
 inspect.register(app)
 move.register(app)
 users.register(app)
+demo.register(app)
 
 _VALUED: Final = ("-c", "--config", "--source", "--target", "--log-format")
 _FLAGS: Final = ("-v", "--verbose")
@@ -78,7 +79,9 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     try:
         code = call(words)
     except faults.USAGE_ERROR as exc:
-        typer.echo(f"replicator: {cast(Any, exc).format_message()} — see `replicator --help`", err=True)
+        # Without a message the help has been shown instead.
+        if message := cast(Any, exc).format_message():
+            typer.echo(f"replicator: {message} — see `replicator --help`", err=True)
         code = 2
     except typer.Abort:  # the prompt was left with Ctrl-C or Ctrl-D
         code = faults.EXIT_CODES[KeyboardInterrupt]

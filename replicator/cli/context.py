@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, cast
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from replicator.config import Settings
 
 LogFormat = Literal["console", "json"]
+Side = Literal["source", "target"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,9 +41,20 @@ class Globals:
         return load(self.config, source_dsn=self.source, target_dsn=self.target)
 
 
-def settings_of(ctx: typer.Context) -> Settings:
-    """The settings of this call."""
-    return cast(Globals, ctx.obj).settings()
+def settings_of(ctx: typer.Context, *, needs: Sequence[Side] = ("source", "target")) -> Settings:
+    """The settings of this call, with the DSNs that it needs.
+
+    Raises:
+        ConfigError: one line per fault.
+    """
+    settings = cast(Globals, ctx.obj).settings()
+    given = {"source": settings.source.dsn, "target": settings.target.dsn}
+    missing = [side for side in needs if not given[side]]
+    if missing:
+        names = " and ".join(missing)
+        ways = " and ".join(f"--{side} (or REPLICATOR_{side.upper()}__DSN, or [{side}] dsn)" for side in missing)
+        raise ConfigError(f"no DSN for the {names}", hint=f"give {ways}")
+    return settings
 
 
 def print_json(document: Mapping[str, object]) -> None:
@@ -76,17 +88,24 @@ def check_report(path: Path | None) -> None:
     """
     if path is None:
         return
+    fresh = _fresh(path)
     try:
-        with path.open("a", encoding="utf-8"):
-            pass
+        fresh.touch()
+        fresh.unlink()
     except OSError as exc:
         raise ConfigError(f"cannot write {path}: {exc.strerror}", hint="name another file with --report") from exc
+    if path.is_dir():
+        raise ConfigError(f"cannot write {path}: it is a directory", hint="name a file with --report")
 
 
 def write_report(path: Path | None, document: Mapping[str, object]) -> None:
     """Write ``document`` as JSON, whole or not at all."""
     if path is None:
         return
-    fresh = path.with_name(f"{path.name}.new")
+    fresh = _fresh(path)
     fresh.write_text(json.dumps(document, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
     fresh.replace(path)
+
+
+def _fresh(path: Path) -> Path:
+    return path.with_name(f"{path.name}.new")

@@ -165,20 +165,17 @@ def cutover(
     if not dry_run:
         confirm("Stop all writers of the source and hand over to the target?", yes=yes)
     from replicator.cli import views
-    from replicator.cli.progress import cutover_progress
     from replicator.cutover import CutoverRefused, run_cutover
     from replicator.cutover.run import DEFAULT_MAX_LAG_BYTES, DEFAULT_TIMEOUT_S
 
     try:
-        with cutover_progress() as progress:
-            done = run_cutover(
-                settings,
-                dry_run=dry_run,
-                max_lag_bytes=DEFAULT_MAX_LAG_BYTES if max_lag_bytes is None else max_lag_bytes,
-                timeout_s=DEFAULT_TIMEOUT_S if timeout is None else timeout,
-                verify=verify.value,
-                progress=progress,
-            )
+        done = run_cutover(
+            settings,
+            dry_run=dry_run,
+            max_lag_bytes=DEFAULT_MAX_LAG_BYTES if max_lag_bytes is None else max_lag_bytes,
+            timeout_s=DEFAULT_TIMEOUT_S if timeout is None else timeout,
+            verify=verify.value,
+        )
     except CutoverRefused as exc:
         write_report(report, exc.report.to_json())
         if json:
@@ -196,11 +193,9 @@ def cutover(
 def abort(ctx: typer.Context) -> None:
     """Undo an unfinished cutover whose process is gone, and reopen the source."""
     settings = settings_of(ctx)
-    from replicator.cli.progress import cutover_progress
     from replicator.cutover import abort as undo
 
-    with cutover_progress() as progress:
-        undo(settings, progress)
+    undo(settings)
     typer.echo("the cutover is undone: the source takes writes")
 
 
@@ -213,7 +208,7 @@ def teardown(
     ] = False,
 ) -> None:
     """Remove slot and publication from the source, and schema replicator from the target."""
-    settings = settings_of(ctx)
+    settings = settings_of(ctx, needs=("target",) if skip_source else ("source", "target"))
     slot = settings.source.slot
     confirm(f"Remove slot {slot}, its publication and the state on the target? A later run starts anew.", yes=yes)
     from replicator.teardown import teardown as remove

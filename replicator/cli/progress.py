@@ -12,7 +12,6 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 if TYPE_CHECKING:
-    from replicator.cutover import StepRecord
     from replicator.verify import Progress as TableProgress
     from snapshot.progress import Progress as SnapshotProgress
 
@@ -61,15 +60,3 @@ def verify_progress() -> Iterator[Callable[[TableProgress], None] | None]:
                 bars.update(task, completed=progress.rows, visible=not progress.done)
 
         yield report
-
-
-@contextmanager
-def cutover_progress() -> Iterator[Callable[[StepRecord], None]]:
-    """A line per change of a step. On stderr also where that is no terminal: a cutover wants a record."""
-    out = Console(stderr=True, highlight=False)
-
-    def report(record: StepRecord) -> None:
-        time = record.finished_at or record.started_at
-        out.print(f"{time:%H:%M:%S} " if time else "", f"{record.step.value}: {record.state.value}", sep="")
-
-    yield report

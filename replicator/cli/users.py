@@ -31,7 +31,7 @@ def import_map(
     json: Json = False,
 ) -> None:
     """Add a map file's users to the map, all or none."""
-    settings = settings_of(ctx)
+    settings = settings_of(ctx, needs=("target",))
     from replicator.postgres.connection import connect
     from replicator.users import import_file
 
@@ -50,7 +50,7 @@ def export_map(
     map_name: MapName = "users",
 ) -> None:
     """Write the map to a file in the form of user-mapping.json."""
-    settings = settings_of(ctx)
+    settings = settings_of(ctx, needs=("target",))
     from replicator.postgres.connection import connect
     from replicator.users import export_file
 
@@ -86,7 +86,7 @@ def show_status(ctx: typer.Context, json: Json = False) -> None:
 @app.command()
 def lookup(ctx: typer.Context, user_id: Annotated[str, typer.Argument(help="An ID of either side.")]) -> None:
     """Show the map's entries of one user, for customer support. Exits 1 if there is none."""
-    settings = settings_of(ctx)
+    settings = settings_of(ctx, needs=("target",))
     from replicator.postgres.connection import connect
     from replicator.users import lookup as find
 
@@ -110,7 +110,7 @@ def purge(
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
 ) -> None:
     """Remove entries of the map past their retention."""
-    settings = settings_of(ctx)
+    settings = settings_of(ctx, needs=("target",))
     if everything:
         confirm("Remove the whole user map, before its retention has passed?", yes=yes)
     from replicator.postgres.connection import connect
