@@ -66,11 +66,18 @@ class Case:
             return recopy(self.settings, routes, wanted, writer=writer, source=source, stop=self.stop, **options)
 
     def phase(self) -> str | None:
+        if not self.value("target", "SELECT to_regclass('replicator.checkpoint') IS NOT NULL"):
+            return None
         found = self.execute("target", "SELECT phase FROM replicator.checkpoint WHERE slot = %s", self.slot)
         return found[0][0] if found else None
 
     def table_states(self) -> dict[str, str]:
         return dict(self.execute("target", "SELECT table_name, state FROM replicator.table_state"))
+
+    def attempts(self) -> list[int]:
+        if self.phase() is None:
+            return []
+        return [attempt for (attempt,) in self.execute("target", "SELECT attempt FROM replicator.table_state")]
 
     def slot_exists(self) -> bool:
         return self.value("source", "SELECT count(*) FROM pg_replication_slots WHERE slot_name = %s", self.slot) == 1
