@@ -65,7 +65,7 @@ class TableStatements:
         self.update = cache(self._update)
         self.update_key = cache(self._update_key)
         self.update_whole = cache(self._update_whole)
-        # Identity columns that are GENERATED ALWAYS refuse every UPDATE; the source's refuse it too.
+        # GENERATED ALWAYS AS IDENTITY refuses every UPDATE but SET DEFAULT, which draws a value of its own.
         self._fixed = {column.target.name for column in route.columns if column.target.identity == "a"}
 
     @cached_property
@@ -97,8 +97,8 @@ class TableStatements:
         if not names:
             return None
         return (
-            sql.SQL("UPDATE {} AS t SET {} FROM unnest(%b::{}) AS s WHERE {}")
-            .format(self.table, _assignments(names, "s"), self._rows, self._same_key())
+            sql.SQL("UPDATE {} AS t SET {} FROM unnest(%b::{}) AS s WHERE {}{}")
+            .format(self.table, _assignments(names, "s"), self._rows, self._same_key(), self._same_fixed(assigned, "s"))
             .as_bytes()
         )
 
@@ -111,8 +111,15 @@ class TableStatements:
             )
         names = [self.columns[at] for at in assigned if self.columns[at] not in self._fixed]
         return (
-            sql.SQL("UPDATE {} AS t SET {} FROM unnest(%b::{}) AS n, unnest(%b::{}) AS s WHERE {}")
-            .format(self.table, _assignments(names, "n"), self._rows, self._rows, self._same_key())
+            sql.SQL("UPDATE {} AS t SET {} FROM unnest(%b::{}) AS n, unnest(%b::{}) AS s WHERE {}{}")
+            .format(
+                self.table,
+                _assignments(names, "n"),
+                self._rows,
+                self._rows,
+                self._same_key(),
+                self._same_fixed(assigned, "n"),
+            )
             .as_bytes()
         )
 
@@ -120,8 +127,8 @@ class TableStatements:
         """Set columns of one row that equals the given old one: parameters new rows, old rows."""
         names = [self.columns[at] for at in assigned if self.columns[at] not in self._fixed]
         return (
-            sql.SQL("UPDATE {} AS t SET {} FROM unnest(%b::{}) AS n WHERE {}")
-            .format(self.table, _assignments(names, "n"), self._rows, self._same_row())
+            sql.SQL("UPDATE {} AS t SET {} FROM unnest(%b::{}) AS n WHERE {}{}")
+            .format(self.table, _assignments(names, "n"), self._rows, self._same_row(), self._same_fixed(assigned, "n"))
             .as_bytes()
         )
 
@@ -130,11 +137,22 @@ class TableStatements:
             sql.SQL("{} = {}").format(sql.Identifier("t", name), sql.Identifier("s", name)) for name in self.key
         )
 
+    def _same_fixed(self, assigned: tuple[int, ...], row: str) -> sql.Composed:
+        """What no UPDATE can set must be right already; where it is not, no row is hit, and that is seen."""
+        return sql.SQL("").join(
+            sql.SQL(" AND {} = {}").format(sql.Identifier("t", name), sql.Identifier(row, name))
+            for name in [self.columns[at] for at in assigned]
+            if name in self._fixed
+        )
+
     def _same_row(self) -> sql.Composed:
-        """One row among its duplicates. ``*=`` compares binary images: it knows every type, NULL, NaN and -0."""
+        """One row among its duplicates. ``*=`` compares binary images: it knows every type, NULL, NaN and -0.
+
+        Without the casts to ``record`` PostgreSQL looks for an operator ``*=`` of each column's type, and finds none.
+        """
         return sql.SQL(
             "(t.tableoid, t.ctid) = (SELECT c.tableoid, c.ctid FROM {} AS c, unnest(%b::{}) AS s"
-            " WHERE ROW({}) OPERATOR(pg_catalog.*=) ROW({}) LIMIT 1)"
+            " WHERE ROW({})::record OPERATOR(pg_catalog.*=) ROW({})::record LIMIT 1)"
         ).format(
             self.table,
             self._rows,
