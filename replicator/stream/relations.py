@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import replace
 
 from replicator import pgoutput
-from replicator.errors import SchemaMismatch
+from replicator.errors import ProtocolError, SchemaMismatch
 from replicator.model.lsn import ZERO, Lsn
 from replicator.model.row import Row
 from replicator.model.schema import TableName, show_table
@@ -45,8 +45,11 @@ class RoutedTable:
         self.has_key = bool(route.key)
         self.width = len(route.columns)
         self.sent_width = len(relation.columns)
-        # A target column that we do not fill keeps its value in an UPDATE and loses it in a delete and insert.
-        self.covers_target = not route.defaulted
+        # A target column that an UPDATE cannot set, because we do not fill it or because it is GENERATED ALWAYS AS
+        # IDENTITY, keeps its value there and gets another in a delete and insert: neither may stand for the other.
+        self.covers_target = not route.defaulted and not any(
+            column.target.identity == "a" for at, column in enumerate(route.columns) if at not in route.key
+        )
 
     def __str__(self) -> str:
         return str(self.route)
@@ -72,21 +75,25 @@ class Relations:
         self._snapshot_lsns = snapshot_lsns
         self._known_columns = known_columns
         self._ignore_new_columns = ignore_new_columns
+        self._strangers: dict[int, TableName] = {}
         self.by_oid: dict[int, RoutedTable] = {}
         self.mapped: list[RoutedTable] = []  # those that can meet unmapped IDs
 
     def add(self, relation: pgoutput.Relation) -> None:
         """Enter a relation, or its new shape.
 
+        One that no route takes is remembered, and refused with its first row: a partition is announced
+        besides its root, and its rows come as the root's.
+
         Raises:
             SchemaMismatch: the route cannot take its rows.
         """
         route = self._routes.get((relation.namespace, relation.name))
         if route is None:
-            raise SchemaMismatch(
-                f"the stream brings rows of {show_table((relation.namespace, relation.name))}, which no route takes",
-                hint="was a table renamed or added to the publication? Correct `tables`, then start again",
-            )
+            self._strangers[relation.oid] = relation.namespace, relation.name
+            self.by_oid.pop(relation.oid, None)
+            return
+        self._strangers.pop(relation.oid, None)
         before = self.by_oid.get(relation.oid)
         route = fit_relation(
             route,
@@ -108,7 +115,13 @@ class Relations:
         try:
             return self.by_oid[oid]
         except KeyError:
-            raise SchemaMismatch(f"rows of relation {oid} came before its RELATION message") from None
+            pass
+        if oid in self._strangers:
+            raise SchemaMismatch(
+                f"the stream brings rows of {show_table(self._strangers[oid])}, which no route takes",
+                hint="was a table renamed or added to the publication? Correct `tables`, then start again",
+            )
+        raise ProtocolError(f"rows of relation {oid} came before its RELATION message")
 
 
 def fit_relation(
