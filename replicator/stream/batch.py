@@ -142,7 +142,7 @@ def _add(states: _States, op: Op, table: RoutedTable, old_key: Row | None, row: 
     """Enter one change; False if it has to be applied in order instead."""
     if op is _INSERT:
         assert row is not None
-        return _insert(states, table.key_of(row), row)
+        return _insert(states, table.key_of(row), row, table.covers_target)
     if op is _DELETE:
         assert old_key is not None
         return _delete(states, old_key)
@@ -162,10 +162,10 @@ def _add(states: _States, op: Op, table: RoutedTable, old_key: Row | None, row: 
     after = states.get(new_key)
     if (before is not None and before[0] is _DELETE) or (after is not None and after[0] is not _DELETE):
         return False
-    return _delete(states, old_key) and _insert(states, new_key, row)
+    return _delete(states, old_key) and _insert(states, new_key, row, table.covers_target)
 
 
-def _insert(states: _States, key: Row, row: Row) -> bool:
+def _insert(states: _States, key: Row, row: Row, covers_target: bool) -> bool:
     if key not in states:
         states[key] = (_INSERT, row)
         return True
@@ -173,7 +173,7 @@ def _insert(states: _States, key: Row, row: Row) -> bool:
     if before is None:
         states[key] = (_INSERT, row)
         return True
-    if before[0] is _DELETE:
+    if before[0] is _DELETE and covers_target:
         # The row was there before: setting all its columns does what deleting and inserting it did.
         states[key] = (_UPDATE, row)
         return True
