@@ -25,6 +25,7 @@ inspect.register(app)
 move.register(app)
 users.register(app)
 demo.register(app)
+demo.register(app)
 
 _VALUED: Final = ("-c", "--config", "--source", "--target", "--log-format")
 _FLAGS: Final = ("-v", "--verbose")

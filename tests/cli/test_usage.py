@@ -23,7 +23,7 @@ def test_help_names_every_command_and_needs_no_settings(tmp_path):
     (tmp_path / "replicator.toml").write_text("nonsense")
     done = replicator("--help", cwd=tmp_path)
     assert done.returncode == 0
-    for command in ("check", "plan", "snapshot", "run", "status", "verify", "cutover", "teardown", "users"):
+    for command in ("check", "plan", "snapshot", "run", "status", "verify", "cutover", "teardown", "users", "demo"):
         assert command in done.stdout
     assert replicator("--version", cwd=tmp_path).stdout == f"replicator {__version__}\n"
 
