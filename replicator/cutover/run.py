@@ -151,5 +151,6 @@ def _run_step(site: Site, step: Step, interrupts: Interrupts) -> None:
     detail = STEPS[step](site)
     if step is not Step.CHECK:
         site.require_lock()
-    site.journal.move(step, State.DONE, detail)
+    # Once more with the freeze: the service may just have been about to say that it has caught up.
+    site.journal.move(step, State.DONE, detail, phase="cutting_over" if step is Step.FREEZE else None)
     _log.info("cutover step done", step=step.value)

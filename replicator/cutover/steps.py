@@ -20,7 +20,7 @@ from replicator.errors import ConfigError, Refused, TransientError, Verification
 from replicator.model.lsn import ZERO, Lsn
 from replicator.model.schema import show_table
 from replicator.postgres.connection import Connection, translated
-from replicator.source.freeze import Freeze, load_read_only, store_read_only
+from replicator.source.freeze import Freeze, cancel_exclusive_waiters, load_read_only, store_read_only
 from replicator.source.messages import emit_fence
 from replicator.target import indexes, sequences
 from replicator.target.state import load_checkpoint, writer_is_running
@@ -222,16 +222,20 @@ def compare(site: Site) -> Detail:
     future: Future[Report] = Future()
     stop = threading.Event()
     threading.Thread(target=_compare, args=(site, future, stop), name="cutover-verify", daemon=True).start()
+    cancelled = 0
     try:
         while not wait([future], timeout=_LOCK_CHECK_S).done:
-            site.require_lock()
+            cancelled += cancel_exclusive_waiters(site.source, site.require_lock().pid)
             site.require_time()
     finally:
         stop.set()
     report = future.result()
     if not report.equal:
         raise VerificationFailed(report.summary(), hint="`replicator verify` shows the keys that differ")
-    return {"mode": mode, "report": report.to_json()}
+    warnings = [
+        f"{cancelled} statements of the source (TRUNCATE, DDL) were cancelled: they kept the comparison waiting"
+    ]
+    return {"mode": mode, "report": report.to_json(), "warnings": warnings if cancelled else []}
 
 
 def _compare(site: Site, future: Future[Report], stop: threading.Event) -> None:

@@ -12,6 +12,7 @@ import random
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import LiteralString
 
 import psycopg
 from psycopg import errors, pq, sql
@@ -223,6 +224,25 @@ def load_blockers(conn: Connection, tables: Sequence[TableName], older_than_s: f
     return sorted((b for b in found if b.seconds >= older_than_s), key=lambda blocker: -blocker.seconds)
 
 
+def cancel_exclusive_waiters(conn: Connection, freeze_pid: int) -> int:
+    """Cancel statements (TRUNCATE, DDL) that wait for the frozen tables and let nobody read them meanwhile; how many.
+
+    Reads queue up behind such a statement, those of a verification too.
+    """
+    with translated("source"):
+        rows = query(
+            conn,
+            """
+            SELECT DISTINCT l.pid FROM pg_catalog.pg_locks l
+            WHERE l.locktype = 'relation' AND NOT l.granted AND l.mode = 'AccessExclusiveLock'
+              AND l.database = (SELECT oid FROM pg_catalog.pg_database WHERE datname = pg_catalog.current_database())
+              AND %s = ANY (pg_catalog.pg_blocking_pids(l.pid))
+            """,
+            freeze_pid,
+        )
+        return sum(_signal(conn, "SELECT pg_catalog.pg_cancel_backend(%s)", pid) for (pid,) in rows)
+
+
 _OTHERS = """
     SELECT a.pid FROM pg_catalog.pg_stat_activity a
     WHERE a.datname = pg_catalog.current_database() AND a.pid <> pg_catalog.pg_backend_pid() AND a.pid <> %(freeze)s
@@ -254,15 +274,15 @@ def terminate_others(conn: Connection, freeze_pid: int, *, read_only: bool, pati
         while True:
             present = {pid for (pid,) in conn.execute(_OTHERS, parameters)}
             for pid in present - refused - ended:
-                (ended if _terminate(conn, pid) else refused).add(pid)
+                (ended if _signal(conn, "SELECT pg_catalog.pg_terminate_backend(%s)", pid) else refused).add(pid)
             if not present - refused or time.monotonic() > deadline:
                 return Terminated(len(ended - present), len(present))
             time.sleep(0.02)
 
 
-def _terminate(conn: Connection, pid: int) -> bool:
+def _signal(conn: Connection, statement: LiteralString, pid: int) -> bool:
     try:
-        query(conn, "SELECT pg_catalog.pg_terminate_backend(%s)", pid)
+        query(conn, statement, pid)
     except errors.InsufficientPrivilege:
         return False
     return True

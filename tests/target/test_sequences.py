@@ -143,7 +143,7 @@ def test_a_target_that_is_too_narrow_is_an_error_before_anything_is_set(both, la
     values = load_values(both.source, plan.pairs)
     [fault] = value_faults(plan.pairs, values)
     assert fault.table == ("public", "t_id_seq")
-    with pytest.raises(SchemaMismatch, match="t_id_seq: the sequence is too narrow .*2147483647"):
+    with pytest.raises(SchemaMismatch, match=r"t_id_seq: the sequence is too narrow .*2147483647"):
         set_sequences(both.target, plan.pairs, values)
     assert both.next("public.a_id_seq") == [2, 1]
 
