@@ -5,7 +5,10 @@ A message names the table, column or LSN at fault and never holds a value of a r
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
+
+# The remedy wherever changes are lost to the stream. The target holds the rows of the snapshot before: --truncate.
+NEW_SNAPSHOT: Final = "`replicator teardown`, then `replicator run --truncate` for a new snapshot"
 
 
 class ReplicatorError(Exception):

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 from replicator import metrics
 from replicator.config import Settings
-from replicator.errors import SlotLost, StateError, TransientError
+from replicator.errors import NEW_SNAPSHOT, SlotLost, StateError, TransientError
 from replicator.logs import get_logger
 from replicator.model.schema import Table, TableName
 from replicator.postgres.catalog import server_identity
@@ -219,7 +219,7 @@ class _Job:
         if found is None or found.is_lost:
             raise SlotLost(
                 f"slot {self.slot} is {'gone from the source' if found is None else 'lost: the WAL it needs is gone'}",
-                hint="`replicator teardown`, then start with a new snapshot",
+                hint=NEW_SNAPSHOT,
             )
 
     # ── copy ───────────────────────────────────────────────────────────────────────────────────────────

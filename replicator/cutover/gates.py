@@ -8,7 +8,7 @@ from typing import Final
 
 from replicator.config import Settings
 from replicator.cutover.report import Gate
-from replicator.errors import ReplicatorError
+from replicator.errors import NEW_SNAPSHOT, ReplicatorError
 from replicator.model.schema import TableName, show_table
 from replicator.postgres.catalog import server_identity
 from replicator.postgres.connection import Connection, Side, query, translated
@@ -145,10 +145,10 @@ def _slot(subject: Subject) -> Iterator[Gate]:
     slot = load_slot(subject.source, subject.settings.source.slot)
     remedy = "see `replicator status`"
     if slot is None:
-        yield Gate("slot", "fail", "the slot is gone from the source", "`replicator teardown`, then a new snapshot")
+        yield Gate("slot", "fail", "the slot is gone from the source", NEW_SNAPSHOT)
     elif slot.is_lost:
         yield Gate("slot", "fail", "the slot is lost: the source removed WAL that it needs",
-                   "`replicator teardown`, then a new snapshot")  # fmt: skip
+                   NEW_SNAPSHOT)  # fmt: skip
     elif slot.wal_status == "unreserved":
         yield Gate("slot", "fail", "the slot may be lost at any moment", "raise max_slot_wal_keep_size on the source")
     elif not slot.active:

@@ -10,7 +10,7 @@ import psycopg
 from psycopg import errors, sql
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
-from replicator.errors import ConfigError, ReplicatorError, SlotLost, TransientError
+from replicator.errors import NEW_SNAPSHOT, ConfigError, ReplicatorError, SlotLost, TransientError
 
 Side = Literal["source", "target"]
 Connection = psycopg.Connection[tuple[Any, ...]]
@@ -151,7 +151,7 @@ def translate(exc: psycopg.Error, side: Side) -> ReplicatorError:
     primary = exc.diag.message_primary
     text = f"{side}: {primary or _first_line(exc)}"
     if primary and "can no longer get changes from replication slot" in primary:
-        return SlotLost(text, hint="the WAL it needs is gone: `replicator teardown`, then start with a new snapshot")
+        return SlotLost(text, hint=f"the WAL it needs is gone: {NEW_SNAPSHOT}")
     if isinstance(exc, _TRANSIENT_STATES):
         return TransientError(text)
     if exc.sqlstate is None and isinstance(exc, psycopg.OperationalError):

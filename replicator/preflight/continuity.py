@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from replicator.config import Settings
+from replicator.errors import NEW_SNAPSHOT
 from replicator.model.schema import TableName, show_table
 from replicator.postgres.catalog import server_identity
 from replicator.postgres.connection import Connection, query
@@ -14,8 +15,6 @@ from replicator.routing.route import Route
 from replicator.source.publication import Publication, load_publication
 from replicator.source.slot import load_slot
 from replicator.target import state
-
-_START_ANEW = "`replicator teardown`, then start with a new snapshot"
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +46,7 @@ def check_publication(
     if found is None:
         if recorded.is_streaming:
             yield failed(
-                "publication", "source", f"publication {name} is gone: changes made since are lost", _START_ANEW
+                "publication", "source", f"publication {name} is gone: changes made since are lost", NEW_SNAPSHOT
             )
         else:
             yield from _may_publish(source, name, routes)
@@ -123,7 +122,7 @@ def check_slot(source: Connection, settings: Settings, recorded: Recorded) -> It
     slot = load_slot(source, name)
     if slot is None:
         if recorded.is_streaming:
-            yield failed("slot", "source", f"slot {name} is gone", _START_ANEW)
+            yield failed("slot", "source", f"slot {name} is gone", NEW_SNAPSHOT)
         else:
             yield passed("slot", "source", f"{name} does not exist yet")
     elif slot.plugin != "pgoutput" or slot.database != server_identity(source)[1]:
@@ -137,10 +136,10 @@ def check_slot(source: Connection, settings: Settings, recorded: Recorded) -> It
         yield passed("slot", "source", f"{name} was left by a start that was interrupted: the next one makes it anew")
     elif slot.is_lost:
         why = f" ({slot.invalidation_reason})" if slot.invalidation_reason else ""
-        yield failed("slot", "source", f"slot {name} is lost: its WAL is gone{why}", _START_ANEW)
+        yield failed("slot", "source", f"slot {name} is lost: its WAL is gone{why}", NEW_SNAPSHOT)
     elif slot.confirmed_flush_lsn and slot.confirmed_flush_lsn > checkpoint.applied_lsn:
         message = f"slot {name} stands at {slot.confirmed_flush_lsn}, past our checkpoint {checkpoint.applied_lsn}"
-        yield failed("slot", "source", message, _START_ANEW)
+        yield failed("slot", "source", message, NEW_SNAPSHOT)
     elif slot.wal_status == "unreserved":
         yield warned("slot", "source", f"slot {name} is about to be lost", "start the service now")
     else:
@@ -159,7 +158,7 @@ def check_same_source(source: Connection, recorded: Recorded) -> Iterator[Check]
             "same_source",
             "both",
             "the target's checkpoint belongs to another source server or database",
-            "correct the source DSN; after a restore or a switch of servers: " + _START_ANEW,
+            "correct the source DSN; after a restore or a switch of servers: " + NEW_SNAPSHOT,
         )
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from psycopg import errors, sql
 
-from replicator.errors import SlotLost, StateError
+from replicator.errors import NEW_SNAPSHOT, SlotLost, StateError
 from replicator.model.schema import Table, TableName, show_table
 from replicator.postgres.connection import Connection, query, table_identifier, translated
 from replicator.routing.route import Route
@@ -126,7 +126,7 @@ def require_publication(
         # change from the time without publication, from 18 on it skips such changes without a word.
         raise SlotLost(
             f"publication {name} is gone from the source: changes made without it are lost to the stream",
-            hint="`replicator teardown`, then start with a new snapshot; creating the publication again is not enough",
+            hint=f"{NEW_SNAPSHOT}; creating the publication again is not enough",
         )
     wanted = {route.source.name: route for route in routes}
     _refuse_other(name, found, wanted.keys())
