@@ -20,7 +20,7 @@ _STOP_TIMEOUT_S: Final = 15.0
 _TAIL_LINES: Final = 15
 
 # Ends the service with us, however we end: our end of its stdin closes. $0 is a process group.
-_WATCHDOG: Final = 'read -r _; kill -KILL -- "-$0"'
+_WATCHDOG: Final = 'read -r _; kill -KILL "-$0"'
 
 
 class DemoFailed(ReplicatorError):

@@ -132,14 +132,14 @@ class _Demo:
 
     def stream(self) -> None:
         facts, watch = self.facts, self.watch
-        watch.forget_peak()
+        watch.peak_lag_seconds, watch.peak_lag_bytes = 0.0, 0
         with self.screen.step("stream under load") as step:
             self.stream_for(self.seconds / 2, step)
             samples = watch.scrape()
             facts.metrics_series = len(samples)
             lag = samples["replicator_lag_seconds", frozenset()]
             step.result = f"{facts.metrics_series} series at /metrics, replicator_lag_seconds {lag:.3f}"
-        peak = watch.peak_lag_seconds, watch.peak_lag_bytes
+        peak_s, peak_bytes = watch.peak_lag_seconds, watch.peak_lag_bytes
         with self.screen.step("kill -9 the service, start it again") as step:
             killed = time.monotonic()
             self.service.kill()
@@ -150,13 +150,11 @@ class _Demo:
             self.catch_up(step)
             facts.recovery_s = time.monotonic() - killed
             step.result = f"caught up {facts.recovery_s:.1f} s after the kill"
-        watch.forget_peak()
+        # What came up while the service was down is not its lag.
+        watch.peak_lag_seconds, watch.peak_lag_bytes = peak_s, peak_bytes
         with self.screen.step("stream on") as step:
             self.stream_for(self.seconds / 2 - facts.recovery_s, step)
             step.result = f"{watch.changes.total():,} changes applied so far"
-        facts.lag_peak_s = max(peak[0], watch.peak_lag_seconds)
-        facts.lag_peak_bytes = max(peak[1], watch.peak_lag_bytes)
-        facts.lag_now_s, facts.lag_now_bytes = watch.status.lag_seconds or 0.0, watch.status.lag_bytes or 0
 
     def stream_for(self, seconds: float, step: Step) -> None:
         deadline = time.monotonic() + seconds
@@ -184,14 +182,17 @@ class _Demo:
             self.facts.live_equal, self.facts.live_s = found["equal"], answer.seconds
             self.facts.live_rows = sum(table["source_rows"] for table in found["tables"])
             step.result = f"{self.facts.live_rows:,} rows, {'equal' if found['equal'] else 'DIFFERENT'}"
+            self.catch_up(step)
 
     # ── cutover ────────────────────────────────────────────────────────────────────────────────────────
 
     def cut_over(self, begun: float) -> None:
         facts = self.facts
         path = self.stage.directory / "cutover.json"
+        status, refused = self.watch.status, self.workload.stats.rejected
+        facts.lag_now_s, facts.lag_now_bytes = status.lag_seconds or 0.0, status.lag_bytes or 0
+        facts.lag_peak_s, facts.lag_peak_bytes = self.watch.peak_lag_seconds, self.watch.peak_lag_bytes
         with self.screen.step("replicator cutover") as step:
-            refused = self.workload.stats.rejected
             self.commands.run("cutover", "--yes", "--report", str(path), tick=lambda: step.show(self.cutover_line()))
             facts.stream_s = time.monotonic() - begun
             code = self.service.wait(_HAND_OVER_TIMEOUT_S)

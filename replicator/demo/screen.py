@@ -30,7 +30,7 @@ class Step:
             self._status.update(Text(f"{self._title}: {text}"))
         elif time.monotonic() >= self._next_line:
             self._next_line = time.monotonic() + _PLAIN_EVERY_S
-            self._console.print(Text(f"{'':>18}{text}"))
+            self._console.print(Text(f"{'':>18}{text}"), soft_wrap=True)
 
 
 class Screen:
@@ -54,4 +54,4 @@ class Screen:
         finally:
             seconds = time.monotonic() - started
             line = Text.assemble((f"{word:>6}", style), f" {seconds:5.1f} s  ", (title, "bold"))
-            self.console.print(line.append(f": {step.result}" if step.result else ""))
+            self.console.print(line.append(f": {step.result}" if step.result else ""), soft_wrap=True)

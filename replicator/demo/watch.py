@@ -23,7 +23,7 @@ Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
 class Watch:
     """A thread that reads the status four times a second, and the metrics of whichever service answers.
 
-    A context manager. What it has seen can be read at any time.
+    A context manager. What it has seen can be read at any time; the peaks may be set back.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -41,10 +41,6 @@ class Watch:
     def changes(self) -> Counter[str]:
         """Changes applied by kind, over all lives of the service."""
         return sum(self._changes, Counter())
-
-    def forget_peak(self) -> None:
-        """Measure the peak of the lag anew."""
-        self.peak_lag_seconds, self.peak_lag_bytes = 0.0, 0
 
     def begin_life(self) -> None:
         """The service was killed: the next one counts from 0."""
