@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -122,16 +122,17 @@ class Rechecker:
             look = self._look(keys)
             first = {key: first.get(key, look.versions[key]) for key in keys}
             differing = [key for key in keys if look.source[key] != look.target[key]]
-            keys = [key for key in differing if key in look.moved or self._is_newly_absent(key, look, absent)]
-            absent = {key: look.versions[key] for key in keys if not look.source[key]}
-            confirmed += self._confirm(look, set(differing).difference(keys))
+            undecided = {key for key in differing if key in look.moved or self._is_newly_absent(key, look, absent)}
+            absent = {key: look.versions[key] for key in undecided if not look.source[key]}
+            confirmed += self._confirm(look, [key for key in differing if key not in undecided])
+            keys = [key for key in keys if key in undecided]
             if not keys:
                 break
             if self._stop.wait(_PAUSE_S * turn):
                 raise Refused("verification was stopped before its end")
         else:
             # The last look is at least at these keys.
-            passed_by = {key for key in keys if look.versions[key] == first[key]}
+            passed_by = [key for key in keys if look.versions[key] == first[key]]
             confirmed += self._confirm(look, passed_by)
             self._note_restless(len(keys) - len(passed_by))
         self._add_key_texts(confirmed)
@@ -139,7 +140,7 @@ class Rechecker:
     def _is_newly_absent(self, key: Key, look: _Look, absent: dict[Key, Versions]) -> bool:
         return self._follower is not None and not look.source[key] and absent.get(key) != look.versions[key]
 
-    def _confirm(self, look: _Look, keys: Collection[Key]) -> Collection[Key]:
+    def _confirm(self, look: _Look, keys: list[Key]) -> list[Key]:
         for key in keys:
             self._findings.add(look.source[key], look.target[key])
         return keys

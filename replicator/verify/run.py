@@ -128,7 +128,9 @@ class _Run:
         if self._job.stop.is_set():
             raise Refused("verification was stopped before its end")
         if isinstance(task, ForeignKeyCheck):
+            snapshots.begin_reading()
             key = task.run(snapshots.get("target"))
+            snapshots.end_reading()
             self._foreign_keys.append(key)
             return not key.orphans
         comparison = TableComparison(self._job, task, self._maps, snapshots, later)

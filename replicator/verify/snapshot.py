@@ -6,7 +6,7 @@ import threading
 import time
 from contextlib import ExitStack
 from types import TracebackType
-from typing import Final, Self
+from typing import Final, LiteralString, Self
 
 from psycopg import sql
 
@@ -38,6 +38,23 @@ class Sessions:
             dsn = self.settings.source.dsn if side == "source" else self.settings.target.dsn
             self._open[side] = connect(dsn, side, purpose="verify")
         return self._open[side]
+
+    def begin_reading(self) -> None:
+        """Inside a snapshot: from here on table locks are taken that `end_reading` lets go."""
+        self._execute("SAVEPOINT reading")
+
+    def end_reading(self) -> None:
+        """Let go of the tables read since `begin_reading`, and stay in the snapshot.
+
+        A TRUNCATE waits for these locks: on the target the stream behind it, which we wait for in turn, and on the
+        source everybody who wants that table.
+        """
+        self._execute("ROLLBACK TO SAVEPOINT reading")
+
+    def _execute(self, statement: LiteralString) -> None:
+        for side, conn in self._open.items():
+            with translated(side):
+                conn.execute(statement)
 
     def close(self) -> None:
         """Close what is open, whatever it is doing."""

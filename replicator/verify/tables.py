@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -24,6 +24,7 @@ from replicator.verify.snapshot import Follower, Sessions, SnapshotPair, current
 _LOOKS: Final = 3  # at a table without a key, while the stream runs
 _COUNT_ROUNDS: Final = 10
 _PROGRESS_S: Final = 0.1
+_KEPT_SUSPECTS: Final = 50_000  # until their table is read; some 15 MB
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,15 +128,25 @@ class TableComparison:
 
     def _recheck(self, suspects: Iterable[Suspect]) -> None:
         rechecker = Rechecker(self._plan, self._later, self._job.follower(self._later), self.findings, self._job.stop)
-        chunk: list[Suspect] = []
+        kept: list[Suspect] = []
+        self._snapshots.begin_reading()
         for suspect in suspects:
-            chunk.append(suspect)
-            if len(chunk) >= CHUNK_KEYS:
-                rechecker.check(chunk)
-                chunk = []
-                if self._job.fail_fast and self.findings.total:
+            kept.append(suspect)
+            if len(kept) >= _KEPT_SUSPECTS:
+                if self._check(rechecker, kept):
                     return
-        rechecker.check(chunk)
+                kept = []
+        # Looking again waits for the stream, and the stream may wait for our locks.
+        self._snapshots.end_reading()
+        self._check(rechecker, kept)
+
+    def _check(self, rechecker: Rechecker, suspects: Sequence[Suspect]) -> bool:
+        """Settle suspects; whether enough is known."""
+        for start in range(0, len(suspects), CHUNK_KEYS):
+            rechecker.check(suspects[start : start + CHUNK_KEYS])
+            if self._job.fail_fast and self.findings.total:
+                return True
+        return False
 
     def _unordered_suspects(self, tick: Tick) -> Iterator[Suspect]:
         def streams() -> tuple[Iterator[bytes], Iterator[bytes]]:
@@ -152,7 +163,9 @@ class TableComparison:
 
     def _compare_keyless(self, tick: Tick) -> None:
         """While the stream runs, a difference counts if it is there at every one of several positions."""
+        self._snapshots.begin_reading()
         excess, unseen = self._keyless_excess(self._snapshots, self._maps, self._counts, tick)
+        self._snapshots.end_reading()
         looks = 1
         while self._job.live and looks < _LOOKS and (excess or unseen):
             with SnapshotPair(self._job.settings, self._job.follower(self._later)) as pair, pair.sessions() as sessions:
