@@ -115,7 +115,7 @@ class Assembler:
         if commit.commit_lsn != self._final_lsn:
             raise ProtocolError(f"COMMIT at {commit.commit_lsn} ends the transaction of {self._final_lsn}")
         self._open = None
-        batch.unmapped = self._take_unmapped()
+        batch.unmapped |= self._take_unmapped()
         batch.complete = True
         batch.transactions = 0 if self._skipping else 1
         batch.end_lsn = max(commit.end_lsn, self._applied)
@@ -125,8 +125,8 @@ class Assembler:
     def _cut(self) -> Batch:
         """End this part of a transaction; the next one goes on."""
         part = self._transaction()
-        part.unmapped = self._take_unmapped()
-        self._open = Batch(complete=False, final_part=True)
+        part.unmapped |= self._take_unmapped()
+        self._open = Batch(complete=False, final_part=True, fence=part.fence)
         return part
 
     def _take_unmapped(self) -> set[Unmapped]:
@@ -205,14 +205,12 @@ class Assembler:
         batch = self._transaction()
         if self._skipping:
             return
-        tables = tuple(
-            table
-            for table in (self._relations[oid] for oid in truncate.relation_oids)
-            if self._final_lsn >= table.skip_before
-        )
-        for table in tables:
+        named = [self._relations[oid] for oid in truncate.relation_oids]
+        for table in named:
+            # Also where the rows are skipped: a lookup is followed from the slot's own position on.
             for lookup in table.lookups:
                 self._note(batch, lookup.clear())
+        tables = tuple(table for table in named if self._final_lsn >= table.skip_before)
         if tables:
             batch.events.append(Truncation(tables, truncate.restart_identity))
 
