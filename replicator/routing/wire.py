@@ -94,7 +94,7 @@ def _array_rewrite(element_oid: int, inner: Rewrite | None) -> Rewrite:
 
 
 def _fit_composite(source: Type, target: Type) -> Fit:
-    if len(source.attributes) != len(target.attributes):
+    if [name for name, _ in source.attributes] != [name for name, _ in target.attributes]:
         return Fit(f"{source.name} and {target.name} have different attributes and need a staged route")
     fits = [fit(ours, theirs) for (_, ours), (_, theirs) in zip(source.attributes, target.attributes, strict=True)]
     for inner in fits:
