@@ -18,16 +18,17 @@ from replicator import metrics
 from replicator.config import Settings
 from replicator.errors import ReplicatorError, SchemaMismatch, StateError, UnmappedId
 from replicator.logs import get_logger
+from replicator.model.change import Op
 from replicator.model.lsn import ZERO, Lsn
 from replicator.model.schema import TableName
 from replicator.pgoutput import unix_seconds
 from replicator.postgres.connection import Connection, connect, query, translate, translated
-from replicator.routing.idmap import IdMaps
+from replicator.routing.idmap import IdMaps, Unmapped
 from replicator.routing.route import Route
 from replicator.stream.applier import Applier
 from replicator.stream.assembler import Assembler
 from replicator.stream.batch import Batch
-from replicator.stream.guard import guard_start
+from replicator.stream.guard import guard_start, require_homes
 from replicator.stream.inbox import Inbox
 from replicator.stream.lookup import LookupFollower
 from replicator.stream.receiver import Receiver
@@ -73,6 +74,8 @@ class Stream:
         self._map_version = self._checkpoint.map_version
         self._map_changes: list[tuple[str, str, str]] = []
         self._in_parts = False
+        self._counts: Counter[tuple[Op, TableName]] = Counter()  # applied, not committed yet
+        self._unmapped: set[Unmapped] = set()
         self.advanced = False  # whether this run committed anything: a retry that does is worth its while
 
     def run(self) -> Outcome:
@@ -115,9 +118,9 @@ class Stream:
         )
         watchdog = _Watchdog(self._stop, self._writer)
         try:
+            self._inbox.put(Batch(remap=True))
             receiver.start()
             log.info("streaming", slot=self._slot, lsn=str(self._committed))
-            self._inbox.put(Batch(remap=True))
             watchdog.start()
             return self._apply_until_done(applier)
         finally:
@@ -162,7 +165,8 @@ class Stream:
                 self._next_tick = 0.0
             return
         started = time.monotonic()
-        counts = applier.apply(batch)
+        self._counts.update(applier.apply(batch))
+        self._unmapped |= batch.unmapped
         self._in_parts = not batch.complete
         if not batch.complete:
             return
@@ -170,11 +174,17 @@ class Stream:
         metrics.TRANSACTIONS.inc(batch.transactions)
         metrics.BATCH_ROWS.observe(len(batch.events))
         metrics.BATCH_DURATION_SECONDS.observe(time.monotonic() - started)
-        for (op, table), count in counts.items():
+        self._count()
+
+    def _count(self) -> None:
+        """What was committed just now, earlier parts of the same transaction included."""
+        for (op, table), count in self._counts.items():
             metrics.CHANGES.labels(table=".".join(table).removeprefix("public."), op=op.value).inc(count)
             self._applied_rows[table] += count
-        for unmapped in batch.unmapped:
+        for unmapped in self._unmapped:
             metrics.UNMAPPED_IDS.labels(map=unmapped.map).inc()
+        self._counts.clear()
+        self._unmapped.clear()
 
     def _store(self, applier: Applier, lsn: Lsn, fence: str | None = None) -> None:
         """Write the checkpoint into the open transaction and commit it."""
@@ -248,6 +258,7 @@ class Stream:
                 follower = LookupFollower(spec, by_source[spec.table], maps)
                 lookups[spec.table] = (*lookups.get(spec.table, ()), follower)
         states = load_table_states(self._writer, self._slot)
+        require_homes(self._routes, states)
         relations = Relations(
             self._routes,
             maps,
