@@ -102,6 +102,9 @@ class Applier:
             metrics.BATCH_REPLAYS.inc()
             self._undo(behind_parts)
             self._replay(batch.events)
+        if behind_parts:
+            # Or they would nest, one deeper with every part.
+            self._conn.execute("RELEASE SAVEPOINT batch")
         self._write_maps(batch)
         return _count(batch.events)
 
