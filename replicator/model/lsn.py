@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Self
+import re
+from typing import Final, Self
+
+_TEXT: Final = re.compile(r"([0-9A-Fa-f]{1,8})/([0-9A-Fa-f]{1,8})")
 
 
 class Lsn(int):
@@ -17,10 +20,10 @@ class Lsn(int):
         Raises:
             ValueError: not of that form.
         """
-        high, _, low = text.partition("/")
-        if not (1 <= len(high) <= 8 and 1 <= len(low) <= 8):
+        match = _TEXT.fullmatch(text)
+        if match is None:
             raise ValueError(f"not an LSN: {text!r}")
-        return cls(int(high, 16) << 32 | int(low, 16))
+        return cls(int(match[1], 16) << 32 | int(match[2], 16))
 
     def __str__(self) -> str:
         return f"{self >> 32:X}/{self & 0xFFFFFFFF:X}"
