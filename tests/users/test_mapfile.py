@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import uuid
 from datetime import UTC, datetime
 from pathlib import Path
@@ -127,6 +126,6 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
     (path / "kept").touch()
     with pytest.raises(ReplicatorError, match="cannot write"):
         write_map_file(path, MapFile(mappings=()))
-    assert os.listdir(tmp_path) == ["out.json"]
+    assert [each.name for each in tmp_path.iterdir()] == ["out.json"]
     with pytest.raises(ConfigError, match="cannot write"):
         write_map_file(tmp_path / "nowhere" / "out.json", MapFile(mappings=()))

@@ -207,10 +207,8 @@ def test_status(pair: DatabasePair, tmp_path: Path) -> None:
             source.execute("INSERT INTO auth.users VALUES (%s)", [user(number)])
         lookups, users = load_status(target, source).maps
     assert (users.entries, users.unmapped_ids, users.expired) == (3, 2, 1)
-    assert [(c.table, c.column, c.ids) for c in users.columns] == [
-        ("profiles", "user_id", 1),
-        ("user_roles", "user_id", 2),
-    ]
+    by_column = {(each.table, each.column): each.ids for each in users.columns}
+    assert by_column == {("profiles", "user_id"): 1, ("user_roles", "user_id"): 2}
     assert (users.source_users, users.covered) == (4, 2)
     assert users.first_expiry == datetime(2020, 1, 1, tzinfo=UTC)
     assert (lookups.name, lookups.entries, lookups.unmapped_ids) == ("profile_of_user", 1, 1)
