@@ -215,7 +215,8 @@ def test_sessions_that_wait_at_the_lock_are_ended_and_never_write(database, sour
     store_read_only(source, "on")
     stubborn = "SET default_transaction_read_only = off; INSERT INTO public.a VALUES (7)"
     waiters = [workers.submit(write, database, statement) for statement in (*WRITES[:3], stubborn)]
-    wait_until(lambda: waiting(source) == 1)  # the others are read-only from the start
+    # The first three are read-only from the start.
+    wait_until(lambda: waiting(source) == 1 and all(waiter.done() for waiter in waiters[:3]))
     ours = connect(database, "source", purpose="status")
     done = terminate_others(source, freeze.pid, read_only=True)
     assert (done.ended, done.left) == (2, 0)
