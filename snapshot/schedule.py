@@ -111,9 +111,8 @@ class Schedule:
         route = copy.route
         self._tallies[copy.name] = tally = _Tally(parts=len(copy.parts), started=time.monotonic())
         with self._writer.transaction():
-            attempt = state.start_table(
-                self._writer, self._slot, copy.name, lsn, (column.name for column in route.source.columns)
-            )
+            columns = [column.name for column in route.source.columns]
+            attempt = state.start_table(self._writer, self._slot, copy.name, lsn, columns, route.dropped)
             if self._settings.snapshot.defer_indexes and copy.rows_estimate >= _DEFER_ROWS:
                 _, kept = indexes.defer(self._writer, copy.name)
                 if kept:

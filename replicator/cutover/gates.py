@@ -123,6 +123,11 @@ def _tables(subject: Subject) -> Iterator[Gate]:
         known = states[route.name].state if route.name in states else "not part of the snapshot"
         yield Gate("tables", "fail", f"{route} is not copied: {known}", "wait for its copy, or order it with "
                    f"`replicator snapshot --table {route}`")  # fmt: skip
+    for route in subject.routes:
+        copied = states.get(route.name)
+        for column in route.lost(copied.columns, copied.homeless) if copied is not None else ():
+            yield Gate("tables", "fail", f"{route}: the target no longer has a column for {column} of the source",
+                       f"add it again, then `replicator snapshot --table {route}`")  # fmt: skip
     if subject.routes and not waiting:
         yield Gate("tables", "pass", f"{len(subject.routes)} tables are copied")
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from replicator.config import Settings
 from replicator.errors import NEW_SNAPSHOT
@@ -22,7 +22,7 @@ class Recorded:
     """What the target knows of earlier runs; empty if there were none."""
 
     checkpoint: state.Checkpoint | None = None
-    tables: frozenset[TableName] = frozenset()
+    tables: Mapping[TableName, state.TableState] = field(default_factory=dict)
 
     @property
     def is_streaming(self) -> bool:
@@ -34,7 +34,7 @@ def load_recorded(target: Connection, slot: str) -> Recorded:
     """Read our state, if the target has it."""
     if not state.exists(target):
         return Recorded()
-    return Recorded(state.load_checkpoint(target, slot), frozenset(state.load_table_states(target, slot)))
+    return Recorded(state.load_checkpoint(target, slot), state.load_table_states(target, slot))
 
 
 def check_publication(
@@ -160,6 +160,21 @@ def check_same_source(source: Connection, recorded: Recorded) -> Iterator[Check]
             "the target's checkpoint belongs to another source server or database",
             "correct the source DSN; after a restore or a switch of servers: " + NEW_SNAPSHOT,
         )
+
+
+def check_homes(routes: Sequence[Route], recorded: Recorded) -> Iterator[Check]:
+    """A target column that rows were copied into must still be there: its values would be left out."""
+    for route in routes:
+        copied = recorded.tables.get(route.name)
+        lost = route.lost(copied.columns, copied.homeless) if copied is not None else ()
+        if lost:
+            yield failed(
+                "lost_columns",
+                "target",
+                f"{route}: the target no longer has a column for {', '.join(lost)} of the source",
+                f"add it again, then `replicator snapshot --table {route}`; if it was renamed, name it in the settings",
+                route.name,
+            )
 
 
 def _names(tables: Iterable[TableName]) -> str:

@@ -140,6 +140,7 @@ def _check_target(conn: Connection, recorded: continuity.Recorded, routes: Seque
         yield from _guarded("triggers", "target", lambda: target_tables.check_triggers(conn, routes, silenced=silenced))
         yield from _guarded("key_index", "target", lambda: target_tables.check_key_indexes(conn, routes))
         yield from _guarded("foreign_keys", "target", lambda: target_tables.check_foreign_keys(routes))
+        yield from _guarded("lost_columns", "target", lambda: continuity.check_homes(routes, recorded))
         yield from _guarded("empty_tables", "target", lambda: target_tables.check_empty(conn, routes, known))
 
 

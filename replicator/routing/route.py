@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -79,6 +79,15 @@ class Route:
     def target_columns(self) -> tuple[str, ...]:
         """Target column names in the order of ``columns``."""
         return tuple(column.target.name for column in self.columns)
+
+    def lost(self, known: Collection[str], homeless: Collection[str]) -> tuple[str, ...]:
+        """Source columns that had a home on the target when the table was copied, and have none now.
+
+        Args:
+            known: the source columns at that time.
+            homeless: those of them that had no home even then.
+        """
+        return tuple(name for name in self.dropped if name in known and name not in homeless)
 
     def __str__(self) -> str:
         return show_table(self.name)

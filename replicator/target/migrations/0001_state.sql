@@ -31,6 +31,7 @@ CREATE TABLE replicator.table_state (
     attempt integer NOT NULL DEFAULT 0,     -- fences off a copy that outlived its process
     snapshot_lsn pg_lsn,                    -- consistent point of the snapshot that the rows came from
     columns text[],                         -- source columns at that time: a newer one without a home is news
+    homeless text[],                        -- those of them that had no home on the target even then
     rows_copied bigint NOT NULL DEFAULT 0,
     bytes_copied bigint NOT NULL DEFAULT 0,
     rows_applied bigint NOT NULL DEFAULT 0,
