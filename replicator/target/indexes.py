@@ -175,8 +175,18 @@ def analyze(conn: Connection, table: TableName) -> None:
 
 
 def _exists(conn: Connection, index: DeferredIndex) -> bool:
-    name = sql.Identifier(index.schema, index.name).as_string(conn)
-    [(found,)] = query(conn, "SELECT pg_catalog.to_regclass(%s) IS NOT NULL", name)
+    """Whether its table has an index of this name, on its own account and not as a share of a partitioned one."""
+    [(found,)] = query(
+        conn,
+        """
+        SELECT EXISTS (
+            SELECT FROM pg_catalog.pg_index x JOIN pg_catalog.pg_class i ON i.oid = x.indexrelid
+            WHERE x.indrelid = pg_catalog.to_regclass(%s) AND i.oid = pg_catalog.to_regclass(%s)
+              AND NOT i.relispartition)
+        """,
+        table_identifier(index.table).as_string(conn),
+        sql.Identifier(index.schema, index.name).as_string(conn),
+    )
     return bool(found)
 
 
