@@ -141,7 +141,7 @@ class Assembler:
         # Take what the old shape gathered before it is replaced.
         if self._open is not None:
             self._open.unmapped |= self._take_unmapped()
-        self._relations.add(relation)
+        self._relations.add(relation, self._final_lsn)
 
     def _insert(self, insert: pgoutput.Insert) -> None:
         batch = self._transaction()
@@ -211,6 +211,9 @@ class Assembler:
             for lookup in table.lookups:
                 self._note(batch, lookup.clear())
         tables = tuple(table for table in named if self._final_lsn >= table.skip_before)
+        for table in tables:
+            if table.mismatch is not None:
+                raise table.mismatch
         if tables:
             batch.events.append(Truncation(tables, truncate.restart_identity))
 
