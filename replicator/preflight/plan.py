@@ -1,0 +1,130 @@
+"""The plan as people read it: routes in copy order, faults, and what will be created on the source."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from replicator.config import Settings
+from replicator.model.schema import TableName, show_table
+from replicator.postgres.connection import Connection, connect
+from replicator.preflight.schemas import key_columns
+from replicator.routes import load_routes
+from replicator.routing.order import levels
+from replicator.routing.route import Fault, Route
+from replicator.source.publication import create_statement
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedTable:
+    """One route, in names. ``level``: copied once the tables of lower levels are in."""
+
+    name: str
+    source: str
+    level: int
+    mode: str  # direct
+    rows_estimate: int
+    bytes_estimate: int
+    key: tuple[str, ...]  # target columns that identify a row
+    renamed: dict[str, str]  # target column → source column
+    id_maps: dict[str, str]  # target column → map
+    dropped: tuple[str, ...]  # source columns without a home
+    defaulted: tuple[str, ...]  # target columns without a source
+
+    def to_json(self) -> dict[str, object]:
+        """The entry of ``tables`` in ``plan --json``."""
+        return {
+            "name": self.name,
+            "source": self.source,
+            "level": self.level,
+            "mode": self.mode,
+            "rows_estimate": self.rows_estimate,
+            "bytes_estimate": self.bytes_estimate,
+            "key": list(self.key),
+            "renamed": self.renamed,
+            "id_maps": self.id_maps,
+            "dropped": list(self.dropped),
+            "defaulted": list(self.defaulted),
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """All that a run would do, before anything is done. ``tables`` are in copy order."""
+
+    tables: tuple[PlannedTable, ...]
+    levels: tuple[tuple[str, ...], ...]
+    faults: tuple[Fault, ...]
+    slot: str
+    publication: str
+    publication_sql: str  # empty if there is no table
+
+    @property
+    def ok(self) -> bool:
+        """Everything asked for can be replicated."""
+        return bool(self.tables) and not self.faults
+
+    def to_json(self) -> dict[str, object]:
+        """The document of ``plan --json``."""
+        return {
+            "ok": self.ok,
+            "levels": [list(level) for level in self.levels],
+            "tables": [table.to_json() for table in self.tables],
+            "faults": [
+                {"table": show_table(fault.table), "message": fault.message, "remedy": fault.remedy}
+                for fault in self.faults
+            ],
+            "source_objects": {
+                "publication": self.publication,
+                "publication_sql": self.publication_sql,
+                "slot": self.slot,
+                "logical_messages": "a fence at the cutover and a heartbeat every 5 s, with prefix replicator",
+            },
+        }
+
+
+def load_plan(settings: Settings) -> Plan:
+    """Read both catalogs and plan; changes nothing.
+
+    Raises:
+        ReplicatorError: a side does not answer.
+    """
+    with (
+        connect(settings.source.dsn, "source", purpose="plan") as source,
+        connect(settings.target.dsn, "target", purpose="plan") as target,
+    ):
+        routes, faults = load_routes(settings, source, target)
+        return _describe(settings, source, routes, faults)
+
+
+def _describe(settings: Settings, source: Connection, routes: Sequence[Route], faults: Sequence[Fault]) -> Plan:
+    ordered = levels(route.target for route in routes)
+    level_of = {name: number for number, names in enumerate(ordered, start=1) for name in names}
+    tables = sorted((_planned(route, level_of) for route in routes), key=lambda table: (table.level, table.name))
+    statement = ""
+    if routes:
+        statement = create_statement(settings.source.publication, [route.source for route in routes]).as_string(source)
+    return Plan(
+        tables=tuple(tables),
+        levels=tuple(tuple(show_table(name) for name in names) for names in ordered),
+        faults=tuple(faults),
+        slot=settings.source.slot,
+        publication=settings.source.publication,
+        publication_sql=statement,
+    )
+
+
+def _planned(route: Route, level_of: dict[TableName, int]) -> PlannedTable:
+    return PlannedTable(
+        name=str(route),
+        source=str(route.source),
+        level=level_of[route.name],
+        mode="direct",
+        rows_estimate=route.source.rows_estimate,
+        bytes_estimate=route.source.bytes_estimate,
+        key=key_columns(route),
+        renamed={c.target.name: c.source.name for c in route.columns if c.source.name != c.target.name},
+        id_maps={c.target.name: c.id_map.name for c in route.columns if c.id_map is not None},
+        dropped=route.dropped,
+        defaulted=route.defaulted,
+    )
