@@ -370,12 +370,8 @@ class Transactions(Inserts):
             " VALUES (%s, %s, %s, 'update', %s)",
             uuid4(rng), self.key("alert_rules"), self.user(), values.odd_json(rng),
         )  # fmt: skip
-        tx.run(
-            "update",
-            "UPDATE public.calibration_records SET calibrated_by = %s WHERE id = %s",
-            self.user(),
-            self.key("calibration_records"),
-        )
+        query: LiteralString = "UPDATE public.calibration_records SET calibrated_by = %s WHERE id = %s"
+        tx.run("update", query, self.user(), self.key("calibration_records"))
 
     # ── extras ─────────────────────────────────────────────────────────────────────────────────────────
 
