@@ -51,6 +51,7 @@ class Replication:
     source: psycopg.Connection[Any]
     target: psycopg.Connection[Any]
     stack: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
+    after: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)  # what ends a fault
     service: subprocess.Popen[str] | None = None
 
     def start_service(self) -> None:
