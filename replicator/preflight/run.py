@@ -43,7 +43,7 @@ def run_checks(settings: Settings) -> list[Check]:
         if source is not None:
             checks += _check_source(source, settings, recorded, routes)
         if target is not None:
-            checks += _check_target(target, recorded, routes)
+            checks += _check_target(target, settings, recorded, routes)
         if source is not None and target is not None:
             checks += _check_both(source, target, settings, routes)
     return checks
@@ -123,7 +123,9 @@ def _check_source(
         yield from _guarded("inheritance", "source", lambda: source_tables.check_inheritance(conn, routes))
 
 
-def _check_target(conn: Connection, recorded: continuity.Recorded, routes: Sequence[Route]) -> Iterator[Check]:
+def _check_target(
+    conn: Connection, settings: Settings, recorded: continuity.Recorded, routes: Sequence[Route]
+) -> Iterator[Check]:
     silenced = False
 
     def triggers_role() -> Iterator[Check]:
@@ -136,7 +138,10 @@ def _check_target(conn: Connection, recorded: continuity.Recorded, routes: Seque
     yield from _guarded("session_replication_role", "target", triggers_role)
     if routes:
         known = set(recorded.tables)
-        yield from _guarded("privileges", "target", lambda: target_tables.check_privileges(conn, routes))
+        defer = settings.snapshot.defer_indexes
+        yield from _guarded(
+            "privileges", "target", lambda: target_tables.check_privileges(conn, routes, defer_indexes=defer)
+        )
         yield from _guarded("triggers", "target", lambda: target_tables.check_triggers(conn, routes, silenced=silenced))
         yield from _guarded("key_index", "target", lambda: target_tables.check_key_indexes(conn, routes))
         yield from _guarded("foreign_keys", "target", lambda: target_tables.check_foreign_keys(routes))

@@ -130,6 +130,20 @@ def check_freeze(conn: Connection, routes: Sequence[Route]) -> list[Check]:
                 "use the database's owner for the cutover",
             )
         )
+    [(may_signal,)] = query(
+        conn,
+        "SELECT rolsuper OR pg_catalog.pg_has_role('pg_signal_backend', 'USAGE') FROM pg_catalog.pg_roles"
+        " WHERE rolname = current_user",
+    )
+    if not may_signal:
+        found.append(
+            warned(
+                "freeze",
+                "source",
+                "the role may not end sessions of others: those that are open may write on after the hand-over",
+                "GRANT pg_signal_backend TO the role, or stop the applications before the cutover",
+            )
+        )
     if roles := freeze.roles_of_their_own_mind(conn):
         found.append(
             warned(

@@ -15,7 +15,7 @@ from replicator.routing.route import Route
 _PRIVILEGES = ("SELECT", "INSERT", "UPDATE", "DELETE", "TRUNCATE")
 
 
-def check_privileges(conn: Connection, routes: Sequence[Route]) -> list[Check]:
+def check_privileges(conn: Connection, routes: Sequence[Route], *, defer_indexes: bool) -> list[Check]:
     """All that applying needs on every table, and no row-level security in the way."""
     rows = query(
         conn,
@@ -49,7 +49,7 @@ def check_privileges(conn: Connection, routes: Sequence[Route]) -> list[Check]:
             )
         if not owned:
             foreign.append(show_table(name))
-    if foreign:
+    if foreign and defer_indexes:
         found.append(
             warned(
                 "ownership",

@@ -1,14 +1,17 @@
 """Checks of tables: each is provoked on real servers, and silent without cause."""
 
 import time
+from pathlib import Path
 
 import psycopg
 import pytest
 
 from replicator.demo.freshtrack import TABLES
+from replicator.preflight import run_checks
+from replicator.teardown import teardown
 from tests.conftest import ALL_PAIRS
-from tests.preflight.sides import Findings, Sides
-from tests.snapshot.case import freshtrack_case
+from tests.preflight.sides import Findings, Sides, execute
+from tests.snapshot.case import Case, freshtrack_case
 
 PLAIN = "CREATE TABLE t (id int PRIMARY KEY, v text)"
 
@@ -18,8 +21,6 @@ def test_the_freshtrack_case_is_sound_on_every_pair_of_versions(pair, tmp_path):
     case = freshtrack_case(pair.source_dsn, pair.target_dsn, tmp_path, 2_000)
     sides = Sides(pair.source_dsn, pair.target_dsn)
     settings = case.settings
-    from replicator.preflight import run_checks
-
     found = Findings(run_checks(settings))
     assert found.bad() <= {("collation", "warn")}, [c for c in found.all if c.status.value != "pass"]
     assert f"{len(TABLES)} tables can be replicated" in found.text("routes")
@@ -269,3 +270,41 @@ def test_a_schema_replicator_of_somebody_else_is_a_failure(sides, plain_role):
     found = sides.check(target_dsn=plain_role("target"))
     assert found.status("state_schema") == {"fail"}
     assert "belongs to another role" in found.text("state_schema")
+
+
+@pytest.mark.parametrize("pair", ALL_PAIRS, indirect=True)
+def test_roles_with_what_the_readme_lists_pass_every_check_and_suffice(pair, tmp_path, plain_role):
+    """The README's section “Roles”, as it stands there, on a database of another owner."""
+    text = (Path(__file__).parent.parent.parent / "README.md").read_text()
+    section = text.split("### Roles")[1].split("### ")[0]
+    dsns, owners = {}, []
+    for side, dsn in (("source", pair.source_dsn), ("target", pair.target_dsn)):
+        database = str(psycopg.conninfo.conninfo_to_dict(dsn)["dbname"])
+        dsns[side] = plain_role(side, *(("REPLICATION", "BYPASSRLS") if side == "source" else ()))
+        role, owner = f"role_of_{database}", f"owner_of_{database}"
+        owners.append((dsn, owner))
+        execute(dsn, f"CREATE ROLE {owner}; ALTER DATABASE {database} OWNER TO {owner}; CREATE SCHEMA auth")
+        execute(dsn, "CREATE TABLE auth.users (id uuid)")
+        execute(dsn, f"SET ROLE {owner}; CREATE SCHEMA app; CREATE TABLE app.t (id serial PRIMARY KEY, v text)")
+        listed = next(block for block in section.split("```sql")[1:] if block.strip().startswith(f"-- {side}"))
+        for line in listed.split("```")[0].splitlines():
+            statement = line.split("--")[0].strip()
+            if statement.startswith("GRANT"):
+                names = {"app_owner": owner, "TO replicator": f"TO {role}", "DATABASE app": f"DATABASE {database}"}
+                for old, new in names.items():
+                    statement = statement.replace(old, new)
+                if "PARAMETER" not in statement or pair.target.major >= 15:
+                    execute(dsn, statement)
+    try:
+        sides = Sides(pair.source_dsn, pair.target_dsn)
+        sides.source("INSERT INTO app.t (v) VALUES ('a')")
+        options = {"source_dsn": dsns["source"], "target_dsn": dsns["target"], "tables": ("app.t",)}
+        assert sides.check(**options).bad() <= {("collation", "warn")}
+        settings = sides.settings(**options)
+        assert Case(settings.source.dsn, settings.target.dsn, settings).run()
+        assert sides.target("SELECT v FROM app.t") == [("a",)]
+        removed = teardown(settings)
+        assert len(removed.removed) == 3
+    finally:
+        for dsn, owner in owners:
+            execute(dsn, f"REASSIGN OWNED BY {owner} TO CURRENT_USER; DROP OWNED BY {owner}; DROP ROLE {owner}")
