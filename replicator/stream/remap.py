@@ -15,6 +15,7 @@ from replicator.model.row import Row, split
 from replicator.model.schema import TableName
 from replicator.postgres.connection import Connection, query, table_identifier
 from replicator.postgres.copy import copy_out
+from replicator.postgres.placeholders import with_placeholders
 from replicator.routing.idmap import IdMaps, MapSpec, OnUnmapped
 from replicator.routing.mapper import Mapper
 from replicator.routing.route import Route
@@ -42,16 +43,14 @@ def unmap(conn: Connection, routes: Sequence[Route], map_name: str, source_id: s
     for route, column, spec in mapped_columns(routes, map_name):
         cast = _type_of(route, column)
         kept = spec.on_unmapped is OnUnmapped.KEEP
-        cursor = conn.execute(
-            sql.SQL("UPDATE {} SET {} = {} WHERE {} = {}").format(
-                table_identifier(route.target.name),
-                sql.Identifier(column),
-                _typed(cast) if kept else sql.SQL("NULL"),
-                sql.Identifier(column),
-                _typed(cast),
-            ),
-            (source_id, target_id) if kept else (target_id,),
+        statement = sql.SQL("UPDATE {} SET {} = {} WHERE {} = {}").format(
+            table_identifier(route.target.name),
+            sql.Identifier(column),
+            _typed(cast) if kept else sql.SQL("NULL"),
+            sql.Identifier(column),
+            _typed(cast),
         )
+        cursor = conn.execute(with_placeholders(statement), (source_id, target_id) if kept else (target_id,))
         if cursor.rowcount:
             conn.execute(
                 """
@@ -107,13 +106,11 @@ def remap(
 def _replace(conn: Connection, route: Route, column: str, ids: dict[str, str]) -> int:
     """Kept source IDs stand in the column themselves."""
     cast = sql.SQL(_type_of(route, column))
-    return conn.execute(
-        sql.SQL(
-            "UPDATE {table} AS t SET {column} = e.new::{cast} FROM unnest(%s::text[], %s::text[]) AS e (old, new)"
-            " WHERE t.{column} = e.old::{cast}"
-        ).format(table=table_identifier(route.target.name), column=sql.Identifier(column), cast=cast),
-        (list(ids.keys()), list(ids.values())),
-    ).rowcount
+    statement = sql.SQL(
+        "UPDATE {table} AS t SET {column} = e.new::{cast} FROM unnest(%s::text[], %s::text[]) AS e (old, new)"
+        " WHERE t.{column} = e.old::{cast}"
+    ).format(table=table_identifier(route.target.name), column=sql.Identifier(column), cast=cast)
+    return conn.execute(with_placeholders(statement), (list(ids.keys()), list(ids.values()))).rowcount
 
 
 def _fill_nulls(
