@@ -17,6 +17,7 @@ Connection = psycopg.Connection[tuple[Any, ...]]
 
 _PINS: dict[str, str] = {
     "client_encoding": "UTF8",
+    "client_min_messages": "warning",  # the stream heeds one of the server's
     "DateStyle": "ISO",
     "IntervalStyle": "postgres",
     "TimeZone": "UTC",
@@ -70,9 +71,7 @@ _MISCONFIGURED = (
 )
 
 
-def connect(
-    dsn: str, side: Side, *, purpose: str, replication: bool = False, autocommit: bool = True
-) -> Connection:
+def connect(dsn: str, side: Side, *, purpose: str, replication: bool = False, autocommit: bool = True) -> Connection:
     """Open a pinned session. ``purpose`` shows in ``pg_stat_activity`` as ``replicator PURPOSE``.
 
     Raises:
@@ -158,10 +157,16 @@ def translate(exc: psycopg.Error, side: Side) -> ReplicatorError:
         for fragment, hint in _MISCONFIGURED:
             if fragment in str(exc):
                 return ConfigError(text, hint=hint)
-        return TransientError(text)
+        return TransientError(
+            text, hint="see that the server is up and can be reached from here, at this host and port"
+        )
     if isinstance(exc, errors.InvalidAuthorizationSpecification):
         return ConfigError(text, hint="correct the role and password of the DSN")
     if isinstance(exc, errors.InsufficientPrivilege):
+        if primary and "row-level security" in primary:
+            return ConfigError(
+                text, hint="ALTER ROLE … BYPASSRLS, or use a role that has it: policies hide rows from others"
+            )
         return ConfigError(text, hint=f"grant the role of the {side} DSN what the README lists under “Roles”")
     return ReplicatorError(f"{text} ({exc.sqlstate})")
 

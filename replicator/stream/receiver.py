@@ -8,11 +8,11 @@ import time
 from collections.abc import Callable
 
 import psycopg
-from psycopg import pq, sql
+from psycopg import errors, pq, sql
 from psycopg.errors import error_from_result
 
 from replicator import metrics
-from replicator.errors import TransientError
+from replicator.errors import NEW_SNAPSHOT, SlotLost, TransientError
 from replicator.model.lsn import Lsn
 from replicator.pgoutput import (
     PrimaryKeepalive,
@@ -27,6 +27,8 @@ from replicator.stream.assembler import Assembler
 from replicator.stream.inbox import Inbox
 
 FEEDBACK_INTERVAL_S = 1.0
+
+_PREREQUISITE_MISSING = "55000"  # object_not_in_prerequisite_state
 
 
 class Receiver:
@@ -55,6 +57,8 @@ class Receiver:
         self._before_transaction = before_transaction
         self._received = start
         self._next_feedback = 0.0
+        self._lost: list[SlotLost] = []
+        conn.add_notice_handler(self._heed)
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="receiver", daemon=True)
 
@@ -78,7 +82,10 @@ class Receiver:
     def _run(self) -> None:
         try:
             with translated("source"):
-                self._receive()
+                try:
+                    self._receive()
+                except errors.UndefinedObject as exc:  # the publication: nothing else is looked up by name
+                    raise self._publication_lost() from exc
             self._inbox.close()
         except BaseException as exc:
             self._inbox.close(exc)
@@ -87,7 +94,7 @@ class Receiver:
         pgconn = self._conn.pgconn
         # A hot loop: one turn per message, so that names are bound once and nothing is called that need not be.
         get, feed, put, assembler = pgconn.get_copy_data, self._assembler.feed, self._inbox.put, self._assembler
-        stopped = self._stop.is_set
+        stopped, lost = self._stop.is_set, self._lost
         now = time.monotonic
         while not stopped():
             if now() >= self._next_feedback:
@@ -95,6 +102,8 @@ class Receiver:
             if self._inbox.is_full and not self._inbox.wait_for_room(FEEDBACK_INTERVAL_S / 4):
                 continue
             length, data = get(1)
+            if lost:
+                raise lost[0]
             if length > 0:
                 frame = parse_frame(data)
                 if type(frame) is XLogData:
@@ -114,6 +123,20 @@ class Receiver:
             else:
                 self._raise_end(pgconn)
         self._send_feedback()
+
+    def _heed(self, notice: psycopg.errors.Diagnostic) -> None:
+        """A warning of the server's, in its place between the changes.
+
+        From server 18 on, decoding skips changes from a time without the publication, and only warns of it.
+        """
+        if notice.sqlstate == _PREREQUISITE_MISSING:
+            self._lost.append(self._publication_lost())
+
+    def _publication_lost(self) -> SlotLost:
+        return SlotLost(
+            f"publication {self._publication} was not there when changes were written: they are lost to the stream",
+            hint=f"{NEW_SNAPSHOT}; creating the publication again is not enough",
+        )
 
     def _before_transaction_if_idle(self) -> None:
         if not self._assembler.in_transaction:
