@@ -12,7 +12,7 @@ from replicator.cli.context import confirm, print_json, settings_of
 app = typer.Typer(no_args_is_help=True, help="Who is who on both sides: the ID map, its coverage and retention.")
 
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
-MapName = Annotated[str, typer.Option("--map", help="The map, by its name in [id_maps].")]
+MapName = Annotated[str, typer.Option("--map", help="The map, by its name in the settings.")]
 
 
 def register(root: typer.Typer) -> None:

@@ -29,7 +29,7 @@ from replicator.model.lsn import Lsn
 from replicator.model.schema import parse_table_name
 
 DEFAULT_ROWS: Final = 200_000
-DEFAULT_SECONDS: Final = 22.0
+DEFAULT_SECONDS: Final = 20.0
 _WRITER_SEED: Final = 2
 _TRANSACTIONS_PER_S: Final = 120.0  # leaves two cores room for everything else
 _DOWN_S: Final = 1.0  # what a supervisor takes to start a service again
