@@ -9,6 +9,8 @@ from pydantic import BaseModel
 
 from replicator.cli.app import app
 from replicator.config import IdMapSettings, RouteSettings, Settings
+from replicator.cutover.run import DEFAULT_MAX_LAG_BYTES, DEFAULT_TIMEOUT_S
+from replicator.demo.run import DEFAULT_ROWS, DEFAULT_SECONDS
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -76,6 +78,11 @@ def test_every_setting_has_its_row(key):
 def test_defaults_are_told_as_they_are(key):
     row = next(line for line in section("Settings").splitlines() if line.startswith(f"| `{key}`"))
     assert f"`{SETTINGS[key].default}`" in row
+
+
+def test_defaults_of_options_are_told_as_they_are():
+    assert f"`--rows N` ({DEFAULT_ROWS}) · `--seconds S` ({DEFAULT_SECONDS:g})" in README
+    assert f"`--max-lag-bytes N` ({DEFAULT_MAX_LAG_BYTES >> 20} MiB) · `--timeout S` ({DEFAULT_TIMEOUT_S:g})" in README
 
 
 @pytest.mark.parametrize("document", DOCUMENTS)

@@ -1,6 +1,5 @@
 """The demo as a user runs it: a process, its output, its exit code, and what is left behind."""
 
-import inspect
 import io
 import os
 import shutil
@@ -15,9 +14,7 @@ import psutil
 import pytest
 from rich.console import Console
 
-from replicator.cli.demo import demo
 from replicator.demo.commands import Commands, DemoFailed
-from replicator.demo.run import run
 from replicator.demo.servers import find_installations
 from replicator.demo.stage import choose_majors
 from replicator.demo.summary import Facts, show
@@ -166,14 +163,6 @@ def test_a_command_that_fails_ends_the_demo_with_what_it_said(tmp_path):
         Commands(tmp_path, settings).run("status")
     assert "exit code 2" in caught.value.message
     assert "tabels: unknown key" in caught.value.hint
-
-
-def test_the_command_has_the_defaults_of_the_demo():
-    """They stand twice, since the command line loads the demo only when it is asked for."""
-    parameters = inspect.signature(demo).parameters
-    assert {name: parameters[name].default for name in parameters} == {
-        name: parameter.default for name, parameter in inspect.signature(run).parameters.items()
-    }
 
 
 @pytest.mark.parametrize(
