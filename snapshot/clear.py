@@ -12,26 +12,30 @@ from replicator.postgres.connection import Connection, query, table_identifier
 from replicator.routing.order import levels
 
 
-def claim(conn: Connection, tables: Collection[Table], *, truncate: bool) -> None:
-    """Make sure that tables which we never wrote are empty; with ``truncate``, make them so.
+def refuse_rows(conn: Connection, tables: Iterable[Table]) -> None:
+    """Make sure that tables which we never wrote are empty.
 
     Raises:
-        Refused: some hold rows; or, with ``truncate``, tables outside the plan reference them.
+        Refused: some hold rows.
     """
-    if truncate:
-        outsiders = _referencing(conn, tables)
-        if outsiders:
-            raise Refused(
-                f"cannot truncate: {_list(outsiders)} outside the plan references tables of it",
-                hint="replicate these tables too, or drop their foreign keys for the time being",
-            )
-        _truncate(conn, tables)
-        return
     occupied = [table.name for table in tables if has_rows(conn, table.name)]
     if occupied:
         raise Refused(
-            f"target tables hold rows: {_list(occupied)}",
-            hint="empty them yourself, or let --truncate do it",
+            f"target tables hold rows: {_list(occupied)}", hint="empty them yourself, or let --truncate do it"
+        )
+
+
+def refuse_outsiders(conn: Connection, tables: Iterable[Table]) -> None:
+    """Make sure that tables can be truncated without touching any other.
+
+    Raises:
+        Refused: tables outside of them reference them.
+    """
+    outsiders = _referencing(conn, tables)
+    if outsiders:
+        raise Refused(
+            f"cannot truncate: {_list(outsiders)} outside the plan references tables of it",
+            hint="replicate these tables too, or drop their foreign keys for the time being",
         )
 
 
@@ -41,6 +45,13 @@ def has_rows(conn: Connection, name: TableName) -> bool:
         conn.execute("SET LOCAL row_security = off")
         [(found,)] = query(conn, sql.SQL("SELECT EXISTS (SELECT FROM {})").format(table_identifier(name)))
     return bool(found)
+
+
+def truncate(conn: Connection, tables: Collection[Table]) -> None:
+    """Empty tables, whoever's their rows are. In one statement: those that reference each other only go together."""
+    if tables:
+        names = sql.SQL(", ").join(table_identifier(table.name) for table in tables)
+        conn.execute(sql.SQL("TRUNCATE {}").format(names))
 
 
 def empty(conn: Connection, tables: Collection[Table], *, replica: bool) -> None:
@@ -57,7 +68,7 @@ def empty(conn: Connection, tables: Collection[Table], *, replica: bool) -> None
         conn.execute("SET LOCAL session_replication_role = replica")
     outsiders = _referencing(conn, tables)
     if not outsiders and _may_truncate(conn, tables):
-        _truncate(conn, tables)
+        truncate(conn, tables)
         return
     holding = [] if replica else [name for name in outsiders if has_rows(conn, name)]
     if holding:
@@ -69,12 +80,6 @@ def empty(conn: Connection, tables: Collection[Table], *, replica: bool) -> None
     for level in reversed(levels(tables)):
         for name in level:
             conn.execute(sql.SQL("DELETE FROM {}").format(table_identifier(name)))
-
-
-def _truncate(conn: Connection, tables: Iterable[Table]) -> None:
-    # One statement: tables that reference each other can only go together.
-    names = sql.SQL(", ").join(table_identifier(table.name) for table in tables)
-    conn.execute(sql.SQL("TRUNCATE {}").format(names))
 
 
 def _may_truncate(conn: Connection, tables: Iterable[Table]) -> bool:

@@ -21,9 +21,8 @@ from replicator.routing.mapper import Mapper
 from replicator.routing.route import Route
 from replicator.routing.wire import fit
 from replicator.target import idmaps, state
-from snapshot.export import begin_reading
 from snapshot.plan import PageRange
-from snapshot.session import session
+from snapshot.session import begin_reading, session
 
 
 @dataclass(frozen=True, slots=True)

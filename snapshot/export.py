@@ -4,21 +4,28 @@ from __future__ import annotations
 
 import contextlib
 import threading
+import time
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 import psycopg
-from psycopg import errors, sql
+from psycopg import sql
 
 from replicator.errors import TransientError
+from replicator.logs import get_logger
 from replicator.model.lsn import Lsn
 from replicator.model.schema import Table
 from replicator.postgres.connection import Connection, connect, query, table_identifier, translated
 from replicator.source.slot import create_slot
+from snapshot.session import begin_reading, sever
+
+_log = get_logger(__name__)
 
 _POLL_S = 0.2
-_CANCEL_TIMEOUT_S = 3.0
+_CANCEL_TIMEOUT_S = 1.0
+# Then the server hangs, and waiting for it is no orderly end either.
+_PATIENCE_S = 4.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,25 +60,13 @@ def export_snapshot(
             cancelled_by(stop, session, holder),
             translated("source"),
         ):
+            _log.info("taking a snapshot once the transactions that are writing now have ended", slot=slot)
             created = create_slot(session, slot, temporary=temporary)
             begin_reading(holder, created.snapshot_name)
             _lock(holder, tables)
             _refuse_changed(holder, tables)
             [(name,)] = query(holder, "SELECT pg_catalog.pg_export_snapshot()")
         yield ExportedSnapshot(created.consistent_point, name, holder)
-
-
-def begin_reading(conn: Connection, snapshot_name: str) -> None:
-    """Open a read-only transaction that sees the exported snapshot.
-
-    Raises:
-        TransientError: the snapshot is gone, since the session that held it is.
-    """
-    conn.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
-    try:
-        conn.execute(sql.SQL("SET TRANSACTION SNAPSHOT {}").format(sql.Literal(snapshot_name)))
-    except (errors.InvalidParameterValue, errors.UndefinedObject, errors.ObjectNotInPrerequisiteState) as exc:
-        raise TransientError("source: the exported snapshot is gone, since the session that held it ended") from exc
 
 
 def _lock(conn: Connection, tables: Collection[Table]) -> None:
@@ -107,15 +102,24 @@ def _refuse_changed(conn: Connection, tables: Collection[Table]) -> None:
 
 @contextmanager
 def cancelled_by(stop: threading.Event, *connections: Connection) -> Iterator[None]:
-    """Within the block, ``stop`` cancels whatever the connections execute: it fails with TransientError."""
+    """Within the block, ``stop`` cancels whatever the connections execute: it fails with TransientError.
+
+    Connections to a server that does not answer are cut.
+    """
     left = threading.Event()
 
     def watch() -> None:
+        while not stop.is_set():
+            if left.wait(_POLL_S):
+                return
+        deadline = time.monotonic() + _PATIENCE_S
         while not left.wait(_POLL_S):
-            if stop.is_set():
-                for conn in connections:
+            for conn in connections:
+                if time.monotonic() < deadline:
                     with contextlib.suppress(psycopg.Error):
                         conn.cancel_safe(timeout=_CANCEL_TIMEOUT_S)
+                else:
+                    sever(conn)
 
     watcher = threading.Thread(target=watch, name="snapshot stop", daemon=True)
     watcher.start()

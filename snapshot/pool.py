@@ -8,18 +8,20 @@ import signal
 import sys
 import threading
 from collections.abc import Callable
-from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
 from multiprocessing.connection import Connection as PipeEnd
 from multiprocessing.context import SpawnContext, SpawnProcess
 from multiprocessing.popen_spawn_posix import Popen
 from multiprocessing.process import BaseProcess
 from types import ModuleType, TracebackType
-from typing import Self, TypeVar
+from typing import Any, Self, TypeVar
 
 from snapshot.session import forget, interrupt
 
 # Starting processes takes longer than copying this much in threads.
 SMALL_BYTES = 32 << 20
+# How long to wait for interrupted tasks of an executor that is not ours to shut down.
+_LENT_TIMEOUT_S = 5.0
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
@@ -35,6 +37,7 @@ class Pool:
         """``total_bytes`` decides between threads and processes."""
         self.run = secrets.token_hex(8)
         self._lent = lent is not None
+        self._futures: set[Future[Any]] = set()
         self._lifeline: PipeEnd | None = None
         if lent is not None:
             self._executor = lent
@@ -47,7 +50,10 @@ class Pool:
 
     def submit(self, function: Callable[[Task], Result], task: Task) -> Future[Result]:
         """Run ``function(task)``; both must be picklable."""
-        return self._executor.submit(function, task)
+        future = self._executor.submit(function, task)
+        self._futures.add(future)
+        future.add_done_callback(self._futures.discard)
+        return future
 
     def interrupt(self) -> None:
         """End what runs, at once and whatever state the servers are in. Its futures fail."""
@@ -63,7 +69,11 @@ class Pool:
     ) -> None:
         if exc_type is not None:
             self.interrupt()
-        if not self._lent:
+        if self._lent:
+            for future in list(self._futures):
+                future.cancel()
+            wait(self._futures, _LENT_TIMEOUT_S)
+        else:
             self._executor.shutdown(wait=True, cancel_futures=True)
         if self._lifeline is not None:
             self._lifeline.close()
@@ -75,11 +85,11 @@ def _follow(lifeline: PipeEnd) -> None:
     # Ctrl-C is for the owner, who ends us in order.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
-    def wait() -> None:
+    def watch() -> None:
         lifeline.poll(None)
         os._exit(1)
 
-    threading.Thread(target=wait, name="lifeline", daemon=True).start()
+    threading.Thread(target=watch, name="lifeline", daemon=True).start()
 
 
 class _LeanProcess(SpawnProcess):

@@ -29,7 +29,7 @@ from replicator.source.publication import ensure_publication, require_publicatio
 from replicator.source.slot import drop_slot, load_slot, slot_exists
 from replicator.target import idmaps, indexes, state
 from replicator.target.role import may_be_replica
-from snapshot.clear import claim, empty
+from snapshot.clear import empty, refuse_outsiders, refuse_rows, truncate
 from snapshot.copy import read_lookup
 from snapshot.export import ExportedSnapshot, cancelled_by, export_snapshot
 from snapshot.plan import choose, plan_copies
@@ -38,6 +38,8 @@ from snapshot.progress import Progress, Tracker
 from snapshot.schedule import Schedule
 
 _log = get_logger(__name__)
+
+_States = dict[TableName, state.TableState]
 
 
 def run_snapshot(
@@ -158,9 +160,10 @@ class _Job:
             found = load_slot(self.source, self.slot)
         if is_new and found is not None:
             raise slot_exists(self.slot)
-        claim(self.writer, [route.target for route in chosen], truncate=self.truncate)
+        self._refuse_foreign_rows(chosen)
         # Before the slot: decoding looks the publication up in the catalog as it was.
         ensure_publication(self.source, self.publication, self.routes)
+        self._truncate(chosen)
         if is_new:
             state.announce_checkpoint(self.writer, self.slot, *identity)
         else:
@@ -183,7 +186,7 @@ class _Job:
         state.add_table_states(self.writer, self.slot, [route.name for route in self.routes])
         states = state.load_table_states(self.writer, self.slot)
         missing = {route.source.name for route in self.routes if states[route.name].state != "copied"}
-        require_publication(self.source, self.publication, self.routes, may_lack=missing)
+        self._require_publication(missing, states)
         ensure_publication(self.source, self.publication, self.routes)
         todo = [route for route in chosen if states[route.name].state != "copied"]
         self._finish_copied([route.target for route in chosen if route not in todo])
@@ -203,11 +206,10 @@ class _Job:
 
     def recopy(self, chosen: list[Route]) -> bool:
         self._require_slot()
-        may_lack = {route.source.name for route in chosen}
-        require_publication(self.source, self.publication, self.routes, may_lack=may_lack)
-        ensure_publication(self.source, self.publication, self.routes)
         state.add_table_states(self.writer, self.slot, [route.name for route in chosen])
         states = state.load_table_states(self.writer, self.slot)
+        self._require_publication({route.source.name for route in chosen}, states)
+        ensure_publication(self.source, self.publication, self.routes)
         # The stream has followed no lookup on a table that is new to it.
         new = {route.source.name for route in chosen if states[route.name].attempt == 0}
         self._copy_anew(chosen, states, [spec for spec in self._lookups() if spec.table in new])
@@ -222,14 +224,17 @@ class _Job:
                 hint=NEW_SNAPSHOT,
             )
 
+    def _require_publication(self, may_lack: Collection[TableName], states: _States) -> None:
+        published = {name: each.published for name, each in states.items()}
+        require_publication(self.source, self.publication, self.routes, may_lack=may_lack, published=published)
+
     # ── copy ───────────────────────────────────────────────────────────────────────────────────────────
 
-    def _copy_anew(
-        self, todo: list[Route], states: dict[TableName, state.TableState], lookups: Iterable[MapSpec]
-    ) -> None:
+    def _copy_anew(self, todo: list[Route], states: _States, lookups: Iterable[MapSpec]) -> None:
         """Copy tables under a newer snapshot than the slot's; those that were begun are emptied first."""
         fresh = [route for route in todo if states[route.name].attempt == 0]
-        claim(self.writer, [route.target for route in fresh], truncate=self.truncate)
+        self._refuse_foreign_rows(fresh)
+        self._truncate(fresh)
         begun = [route.name for route in todo if route not in fresh]
         name = f"{self.slot[:48]}_{secrets.token_hex(4)}"
         with self._export(name, temporary=True) as snapshot:
@@ -242,8 +247,18 @@ class _Job:
             _log.info("tables are copied from a newer snapshot", lsn=str(snapshot.lsn), tables=len(todo))
             self._copy(todo, snapshot)
 
+    def _refuse_foreign_rows(self, routes: Iterable[Route]) -> None:
+        refuse = refuse_outsiders if self.truncate else refuse_rows
+        refuse(self.writer, [route.target for route in routes])
+
+    def _truncate(self, routes: Iterable[Route]) -> None:
+        if self.truncate:
+            truncate(self.writer, [route.target for route in routes])
+
     def _copy(self, todo: list[Route], snapshot: ExportedSnapshot) -> None:
         options = self.settings.snapshot
+        # As of the snapshot, like all that this session sees.
+        published = require_publication(snapshot.holder, self.publication, self.routes)
         replica = may_be_replica(self.writer)
         copies = plan_copies(
             todo,
@@ -256,7 +271,7 @@ class _Job:
         total_bytes = sum(copy.bytes_estimate for copy in copies.values())
         with Pool(options.workers, total_bytes, self.executor) as pool:
             schedule = Schedule(self.settings, self.writer, pool, tracker, self.stop, replica=replica)
-            schedule.copy(copies, snapshot.lsn, snapshot.name)
+            schedule.copy(copies, snapshot, published.tables)
 
     def _finish_copied(self, tables: list[Table]) -> None:
         """What an interrupted run left to do for tables whose rows are in."""

@@ -14,12 +14,12 @@ from typing import Any, TypeVar
 from replicator.config import Settings
 from replicator.errors import TransientError
 from replicator.logs import get_logger
-from replicator.model.lsn import Lsn
 from replicator.model.schema import Table, TableName
 from replicator.postgres.connection import Connection
 from replicator.routing.order import dependencies
 from replicator.target import indexes, state
 from snapshot.copy import CopyResult, CopyTask, copy_part, portable
+from snapshot.export import ExportedSnapshot
 from snapshot.finish import AnalyzeTask, analyze_table, build_indexes, build_tasks
 from snapshot.plan import TableCopy
 from snapshot.pool import Pool
@@ -68,8 +68,16 @@ class Schedule:
         self._running: dict[Future[Any], Callable[[], None]] = {}
         self._tallies: dict[TableName, _Tally] = {}
 
-    def copy(self, copies: Mapping[TableName, TableCopy], lsn: Lsn, snapshot_name: str) -> None:
+    def copy(
+        self,
+        copies: Mapping[TableName, TableCopy],
+        snapshot: ExportedSnapshot,
+        published: Mapping[TableName, int],
+    ) -> None:
         """Copy all of them, then build their indexes and analyze them.
+
+        Args:
+            published: by source table, the OID of its entry in the publication.
 
         Raises:
             Stopped: the stop event was set.
@@ -81,7 +89,7 @@ class Schedule:
         def start_ready() -> None:
             ready = [copies[name] for name in sorter.get_ready()]
             for each in sorted(ready, key=lambda copy: -copy.bytes_estimate):
-                self._start(each, lsn, snapshot_name, lambda name: sorter.done(name))
+                self._start(each, snapshot, published[each.route.source.name], lambda name: sorter.done(name))
 
         start_ready()
         self._drain(start_ready)
@@ -107,12 +115,16 @@ class Schedule:
                 self._tracker.poll(self._writer)
             self._tracker.publish()
 
-    def _start(self, copy: TableCopy, lsn: Lsn, snapshot_name: str, done: Callable[[TableName], None]) -> None:
+    def _start(
+        self, copy: TableCopy, snapshot: ExportedSnapshot, published: int, done: Callable[[TableName], None]
+    ) -> None:
         route = copy.route
         self._tallies[copy.name] = tally = _Tally(parts=len(copy.parts), started=time.monotonic())
         with self._writer.transaction():
             columns = [column.name for column in route.source.columns]
-            attempt = state.start_table(self._writer, self._slot, copy.name, lsn, columns, route.dropped)
+            attempt = state.start_table(
+                self._writer, self._slot, copy.name, snapshot.lsn, columns, route.dropped, published
+            )
             if self._settings.snapshot.defer_indexes and copy.rows_estimate >= _DEFER_ROWS:
                 _, kept = indexes.defer(self._writer, copy.name)
                 if kept:
@@ -139,7 +151,7 @@ class Schedule:
                 source_dsn=self._settings.source.dsn,
                 target_dsn=self._settings.target.dsn,
                 slot=self._slot,
-                snapshot_name=snapshot_name,
+                snapshot_name=snapshot.name,
                 route=plain,
                 pages=pages,
                 attempt=attempt,

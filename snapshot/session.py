@@ -1,4 +1,4 @@
-"""Sessions of copying threads and processes, which somebody else can end."""
+"""Sessions of copying threads and processes: they read one snapshot, and somebody else can end them."""
 
 from __future__ import annotations
 
@@ -9,6 +9,9 @@ import threading
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
+
+import psycopg
+from psycopg import errors, sql
 
 from replicator.errors import TransientError
 from replicator.postgres.connection import Connection, Side, connect
@@ -33,16 +36,34 @@ def session(run: str, dsn: str, side: Side, purpose: str) -> Iterator[Connection
                 _open[run].discard(conn)
 
 
-def interrupt(run: str) -> None:
-    """End all sessions of ``run`` in this process, now and later.
+def begin_reading(conn: Connection, snapshot_name: str) -> None:
+    """Open a read-only transaction that sees the exported snapshot.
 
-    Works on the sockets, so that it needs no answer of a server.
+    Raises:
+        TransientError: the snapshot is gone, since the session that held it is.
     """
+    conn.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
+    try:
+        conn.execute(sql.SQL("SET TRANSACTION SNAPSHOT {}").format(sql.Literal(snapshot_name)))
+    except (errors.InvalidParameterValue, errors.UndefinedObject, errors.ObjectNotInPrerequisiteState) as exc:
+        raise TransientError("source: the exported snapshot is gone, since the session that held it ended") from exc
+
+
+def interrupt(run: str) -> None:
+    """End all sessions of ``run`` in this process, now and later."""
     with _lock:
         _ended.add(run)
         for conn in _open[run]:
-            with contextlib.suppress(OSError), socket.socket(fileno=os.dup(conn.fileno())) as twin:
-                twin.shutdown(socket.SHUT_RDWR)
+            sever(conn)
+
+
+def sever(conn: Connection) -> None:
+    """Cut a connection that another thread uses: what it waits for fails. Needs no answer of the server."""
+    with (
+        contextlib.suppress(OSError, psycopg.Error),  # closed already
+        socket.socket(fileno=os.dup(conn.fileno())) as twin,
+    ):
+        twin.shutdown(socket.SHUT_RDWR)
 
 
 def forget(run: str) -> None:

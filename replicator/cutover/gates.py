@@ -141,7 +141,10 @@ def _identity(subject: Subject) -> Iterator[Gate]:
 
 def _publication(subject: Subject) -> Iterator[Gate]:
     try:
-        require_publication(subject.source, subject.settings.source.publication, subject.routes)
+        states = state.load_table_states(subject.target, subject.settings.source.slot)
+        published = {name: each.published for name, each in states.items()}
+        publication = subject.settings.source.publication
+        require_publication(subject.source, publication, subject.routes, published=published)
     except ReplicatorError as exc:
         yield Gate("publication", "fail", exc.message, exc.hint)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 from psycopg import errors, sql
@@ -108,16 +108,22 @@ def ensure_publication(conn: Connection, name: str, routes: Iterable[Route]) -> 
 
 
 def require_publication(
-    conn: Connection, name: str, routes: Iterable[Route], *, may_lack: Collection[TableName] = ()
+    conn: Connection,
+    name: str,
+    routes: Iterable[Route],
+    *,
+    may_lack: Collection[TableName] = (),
+    published: Mapping[TableName, int | None] | None = None,
 ) -> Publication:
     """The publication as the stream needs it.
 
     Args:
         may_lack: source tables that are about to be copied and that `ensure_publication` will add.
+        published: by target table, the OID of its entry in the publication when its snapshot was taken.
 
     Raises:
-        SlotLost: it is gone: what was written since can no longer be had from the slot.
-        StateError: it publishes less than the routes need, or something else.
+        SlotLost: it is gone, or was: what was written meanwhile can no longer be had from the slot.
+        StateError: it publishes less than the routes need, or did for a while; or it publishes something else.
     """
     with translated("source"):
         found = load_publication(conn, name)
@@ -130,14 +136,38 @@ def require_publication(
         )
     wanted = {route.source.name: route for route in routes}
     _refuse_other(name, found, wanted.keys())
-    missing = sorted(wanted.keys() - found.tables.keys() - set(may_lack))
-    if missing:
-        again = " ".join(f"--table {wanted[table]}" for table in missing)
-        raise StateError(
-            f"publication {name} does not publish {_list(missing)}: changes made meanwhile are lost to the stream",
-            hint=f"`replicator snapshot {again}` adds what is missing and copies it again",
-        )
+    _refuse_gaps(name, found, wanted.values(), may_lack, published or {})
     return found
+
+
+def _refuse_gaps(
+    name: str,
+    found: Publication,
+    routes: Collection[Route],
+    may_lack: Collection[TableName],
+    published: Mapping[TableName, int | None],
+) -> None:
+    """Tables that are not in the publication, or were not for a while: their entry is another one now."""
+    absent = [route for route in routes if route.source.name not in found.tables]
+    returned = [
+        route
+        for route in routes
+        if route not in absent and published.get(route.name) not in (None, found.tables[route.source.name])
+    ]
+    gaps = [route for route in (*absent, *returned) if route.source.name not in may_lack]
+    if not gaps:
+        return
+    if len(returned) == len(routes):
+        raise SlotLost(
+            f"publication {name} was dropped and created again: changes made without it are lost to the stream",
+            hint=NEW_SNAPSHOT,
+        )
+    again = " ".join(f"--table {route}" for route in gaps)
+    raise StateError(
+        f"publication {name} {'did not publish for a while' if gaps[0] in returned else 'does not publish'} "
+        f"{_list(route.source.name for route in gaps)}: changes made meanwhile are lost to the stream",
+        hint=f"`replicator snapshot {again}` adds what is missing and copies it again",
+    )
 
 
 def drop_publication(conn: Connection, name: str) -> None:

@@ -19,7 +19,13 @@ from replicator.source.slot import load_slot
 from replicator.target.state import Checkpoint, TableState
 
 
-def guard_start(source: Connection, settings: Settings, routes: list[Route], checkpoint: Checkpoint) -> None:
+def guard_start(
+    source: Connection,
+    settings: Settings,
+    routes: list[Route],
+    checkpoint: Checkpoint,
+    states: Mapping[TableName, TableState],
+) -> None:
     """Refuse to stream where rows would be missing.
 
     Raises:
@@ -49,7 +55,8 @@ def guard_start(source: Connection, settings: Settings, routes: list[Route], che
             "it was re-created or advanced by somebody else, or the target was restored to an earlier state",
             hint="changes in between cannot be had any more: " + NEW_SNAPSHOT,
         )
-    require_publication(source, settings.source.publication, routes)
+    published = {name: state.published for name, state in states.items()}
+    require_publication(source, settings.source.publication, routes, published=published)
 
 
 def require_homes(routes: Iterable[Route], states: Mapping[TableName, TableState]) -> None:

@@ -85,7 +85,9 @@ class Stream:
             TransientError: a connection was lost; run again from the checkpoint.
             SlotLost, SchemaMismatch, RowRejected, UnmappedId, …: stop.
         """
-        guard_start(self._open_source(), self._settings, self._routes, self._checkpoint)
+        with translated("target"):
+            states = load_table_states(self._writer, self._slot)
+        guard_start(self._open_source(), self._settings, self._routes, self._checkpoint, states)
         with translated("target"):
             self._maps, relations, unmapped = self._load_maps()
             # Another session's batch may be half done when its server dies under it; ours begins clean.

@@ -49,6 +49,7 @@ class TableState:
     snapshot_lsn: Lsn | None
     columns: tuple[str, ...]  # of the source, at the snapshot
     homeless: tuple[str, ...]  # those of them without a home on the target, then
+    published: int | None  # OID of its entry in the publication, then
     rows_copied: int
     bytes_copied: int
     rows_applied: int
@@ -196,16 +197,16 @@ def load_table_states(conn: Connection, slot: str) -> dict[TableName, TableState
         conn,
         """
         SELECT table_schema, table_name, state, attempt, snapshot_lsn::text, coalesce(columns, '{}'),
-               coalesce(homeless, columns, '{}'), rows_copied, bytes_copied, rows_applied
+               coalesce(homeless, columns, '{}'), published, rows_copied, bytes_copied, rows_applied
         FROM replicator.table_state WHERE slot = %s ORDER BY table_schema, table_name
         """,
         slot,
     )
     return {
         (schema, name): TableState(
-            (schema, name), state, attempt, Lsn.parse(lsn) if lsn else None, tuple(columns), tuple(homeless), *counts
+            (schema, name), state, attempt, Lsn.parse(lsn) if lsn else None, tuple(columns), tuple(homeless), *rest
         )
-        for schema, name, state, attempt, lsn, columns, homeless, *counts in rows
+        for schema, name, state, attempt, lsn, columns, homeless, *rest in rows
     }
 
 
@@ -239,25 +240,28 @@ def start_table(
     snapshot_lsn: Lsn,
     columns: Iterable[str],
     homeless: Iterable[str] = (),
+    published: int | None = None,
 ) -> int:
     """Enter a table as being copied from the snapshot taken at ``snapshot_lsn``; the number of this attempt.
 
     Args:
         columns: those of the source table.
         homeless: those of them that the target has no column for.
+        published: OID of its entry in the publication.
     """
     [(attempt,)] = query(
         conn,
         """
         UPDATE replicator.table_state
         SET state = 'copying', attempt = attempt + 1, snapshot_lsn = %s::pg_lsn, columns = %s, homeless = %s,
-            rows_copied = 0, bytes_copied = 0, started_at = clock_timestamp(), finished_at = NULL
+            published = %s, rows_copied = 0, bytes_copied = 0, started_at = clock_timestamp(), finished_at = NULL
         WHERE slot = %s AND table_schema = %s AND table_name = %s
         RETURNING attempt
         """,
         str(snapshot_lsn),
         list(columns),
         list(homeless),
+        published,
         slot,
         *name,
     )

@@ -77,9 +77,9 @@ def test_a_slot_that_our_own_crash_left_is_replaced(case):
     case.execute("source", "INSERT INTO parent VALUES (51, 'later')")
     assert case.run()
     assert counts(case) == (51, 50)
-    assert case.value(
-        "target", "SELECT applied_lsn > %s::pg_lsn FROM replicator.checkpoint", before
-    ), "the old slot would have replayed what the snapshot holds"
+    assert case.value("target", "SELECT applied_lsn > %s::pg_lsn FROM replicator.checkpoint", before), (
+        "the old slot would have replayed what the snapshot holds"
+    )
 
 
 def test_a_slot_taken_while_we_looked_away_is_not_claimed(case, monkeypatch):

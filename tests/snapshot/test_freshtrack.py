@@ -1,9 +1,18 @@
+from contextlib import contextmanager
+
 import psycopg
 import pytest
 
 from replicator.demo.freshtrack import TABLES, Workload
+from snapshot.export import export_snapshot
 from tests.conftest import ALL_PAIRS
-from tests.oracle import assert_same_freshtrack, assert_valid_foreign_keys
+from tests.oracle import (
+    FRESHTRACK_SOURCE,
+    assert_same_freshtrack,
+    assert_same_rows,
+    assert_valid_foreign_keys,
+    load_user_map,
+)
 from tests.snapshot.case import freshtrack_case
 
 
@@ -32,3 +41,32 @@ def test_the_copy_equals_the_source_through_both_id_maps(pair, tmp_path):
     assert sorted(states) == sorted((table, "copied", counts[table], True, True, True, True) for table in TABLES)
     assert seen[-1].finished
     assert seen[-1].rows_done == sum(counts.values())
+
+
+def test_under_live_writers_the_copy_is_the_source_as_of_one_moment(pair, tmp_path, monkeypatch):
+    """The oracle reads the source through the very snapshot that the workers read, while the writers go on."""
+    case = freshtrack_case(pair.source_dsn, pair.target_dsn, tmp_path, 12_000, snapshot={"split_above": "512kB"})
+    with psycopg.connect(pair.source_dsn) as then, psycopg.connect(pair.target_dsn) as target:
+
+        @contextmanager
+        def exported(*args, **options):
+            with export_snapshot(*args, **options) as snapshot:
+                then.execute("BEGIN ISOLATION LEVEL REPEATABLE READ")
+                then.execute(f"SET TRANSACTION SNAPSHOT '{snapshot.name}'")
+                yield snapshot
+
+        monkeypatch.setattr("snapshot.run.export_snapshot", exported)
+        then.autocommit = True
+        with Workload(pair.source_dsn, seed=5, writers=2) as workload:
+            workload.wait_for(20)
+            assert case.run()
+        load_user_map(then, case.map_file)
+        for table in TABLES:
+            assert_same_rows(then, target, table, source_columns=FRESHTRACK_SOURCE.get(table))
+        assert_valid_foreign_keys(target)
+        [(moved_on,)] = then.execute("SELECT pg_current_wal_lsn() > %s::pg_lsn", [applied(target)]).fetchall()
+        assert moved_on
+
+
+def applied(target):
+    return target.execute("SELECT applied_lsn::text FROM replicator.checkpoint").fetchone()[0]

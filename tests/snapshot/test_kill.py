@@ -34,9 +34,7 @@ def killed(pair, tmp_path):
     case = freshtrack_case(pair.source_dsn, pair.target_dsn, tmp_path, 40_000, snapshot=SNAPSHOT)
     file = tmp_path / "replicator.toml"
     file.write_text(
-        settings_toml(
-            pair.source_dsn, pair.target_dsn, source={"slot": slot_name(pair.source_dsn)}, snapshot=SNAPSHOT
-        )
+        settings_toml(pair.source_dsn, pair.target_dsn, source={"slot": slot_name(pair.source_dsn)}, snapshot=SNAPSHOT)
     )
 
     def kill(question, delay_s=0.0):
@@ -89,7 +87,8 @@ def test_a_snapshot_killed_again_and_again_while_the_source_is_written_to_ends_e
     assert case.indexes() == before
     [(lsn, applied)] = case.execute(
         "target",
-        "SELECT snapshot_lsn::text, applied_lsn::text FROM replicator.table_state JOIN replicator.checkpoint USING (slot)"
+        "SELECT snapshot_lsn::text, applied_lsn::text"
+        " FROM replicator.table_state JOIN replicator.checkpoint USING (slot)"
         " WHERE table_name = 'sensor_readings'",
     )
     assert Lsn.parse(lsn) > Lsn.parse(applied)

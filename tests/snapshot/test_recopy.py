@@ -141,7 +141,11 @@ def test_a_copied_table_that_left_the_publication_is_an_error_until_it_is_copied
     case.execute("source", "ALTER PUBLICATION replicator DROP TABLE note; DELETE FROM note WHERE id = 1")
     with pytest.raises(StateError, match="does not publish note"):
         case.recopy(["person"])
+    case.execute("source", "ALTER PUBLICATION replicator ADD TABLE note")
+    with pytest.raises(StateError, match="did not publish for a while note"):
+        case.recopy(["person"])
     assert case.recopy(["note"])
+    assert case.recopy(["person"])
     assert count(case, "note") == 11_999
 
 

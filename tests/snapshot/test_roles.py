@@ -42,9 +42,7 @@ def reader(case, make_role, server, *attributes):
         case.execute("source", grant)
     # A publication takes the owner of its tables.
     tables = ", ".join(f"ONLY {table}" for table in case.settings.tables)
-    case.execute(
-        "source", f"CREATE PUBLICATION replicator FOR TABLE {tables} WITH (publish_via_partition_root = true)"
-    )
+    case.execute("source", f"CREATE PUBLICATION replicator FOR TABLE {tables} WITH (publish_via_partition_root = true)")
     source = case.settings.source.model_copy(update={"dsn": dsn})
     case.settings = case.settings.model_copy(update={"source": source})
 

@@ -191,7 +191,7 @@ def mapped(pair, on_unmapped):
 
 def test_the_policy_stop_records_whom_to_look_for(pair):
     case = mapped(pair, "stop")
-    with pytest.raises(UnmappedId, match="t.person"):
+    with pytest.raises(UnmappedId, match=r"t\.person"):
         case.run()
     assert case.value("target", "SELECT count(*) FROM replicator.unmapped_id") == 1
     assert case.value("target", "SELECT count(*) FROM t") == 0

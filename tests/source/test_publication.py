@@ -106,6 +106,43 @@ def test_a_missing_table_is_an_error_unless_it_is_about_to_be_copied(conn):
     require_publication(conn, "pub", routes(conn, A, P), may_lack=[P])
 
 
+def entries(conn):
+    found = load_publication(conn, "pub")
+    assert found is not None
+    return dict(found.tables)
+
+
+def test_a_table_that_left_and_came_back_is_an_error(conn):
+    """The server skips what was written meanwhile without a word."""
+    ensure_publication(conn, "pub", routes(conn, A, P))
+    known = entries(conn)
+    require_publication(conn, "pub", routes(conn, A, P), published=known)
+    conn.execute("ALTER PUBLICATION pub DROP TABLE p")
+    conn.execute("ALTER PUBLICATION pub ADD TABLE p")
+    with pytest.raises(StateError, match="did not publish for a while p") as caught:
+        require_publication(conn, "pub", routes(conn, A, P), published=known)
+    assert "--table p" in caught.value.hint
+    require_publication(conn, "pub", routes(conn, A, P), published=known, may_lack=[P])
+    require_publication(conn, "pub", routes(conn, A, P), published={A: known[A], P: None})
+
+
+def test_a_publication_that_was_created_again_means_a_new_snapshot(conn):
+    ensure_publication(conn, "pub", routes(conn, A, P))
+    known = entries(conn)
+    drop_publication(conn, "pub")
+    ensure_publication(conn, "pub", routes(conn, A, P))
+    with pytest.raises(SlotLost, match="dropped and created again") as caught:
+        require_publication(conn, "pub", routes(conn, A, P), published=known)
+    assert "teardown" in caught.value.hint
+
+
+def test_setting_the_same_tables_again_is_no_gap(conn):
+    ensure_publication(conn, "pub", routes(conn, A, P))
+    known = entries(conn)
+    conn.execute("ALTER PUBLICATION pub SET TABLE ONLY a, p")
+    require_publication(conn, "pub", routes(conn, A, P), published=known)
+
+
 def test_a_missing_publication_means_a_new_snapshot(conn):
     with pytest.raises(SlotLost, match="publication pub is gone") as caught:
         require_publication(conn, "pub", routes(conn, A))

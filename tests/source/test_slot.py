@@ -93,7 +93,9 @@ def test_a_slot_in_use_is_neither_dropped_nor_freed_by_force(database, conn, mon
 
 
 def test_a_lost_slot_is_recognized(start_server):
-    server = start_server(16, settings={"max_slot_wal_keep_size": "1MB", "max_wal_size": "64MB", "min_wal_size": "32MB"})
+    server = start_server(
+        16, settings={"max_slot_wal_keep_size": "1MB", "max_wal_size": "64MB", "min_wal_size": "32MB"}
+    )
     dsn = server.create_database("app")
     with psycopg.connect(dsn, autocommit=True) as conn:
         conn.execute("SELECT pg_create_logical_replication_slot('s', 'pgoutput')")

@@ -32,6 +32,7 @@ CREATE TABLE replicator.table_state (
     snapshot_lsn pg_lsn,                    -- consistent point of the snapshot that the rows came from
     columns text[],                         -- source columns at that time: a newer one without a home is news
     homeless text[],                        -- those of them that had no home on the target even then
+    published bigint,                       -- OID in pg_publication_rel then: another one means that changes are missing
     rows_copied bigint NOT NULL DEFAULT 0,
     bytes_copied bigint NOT NULL DEFAULT 0,
     rows_applied bigint NOT NULL DEFAULT 0,
