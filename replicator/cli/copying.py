@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from types import FrameType
 
 from replicator.config import Settings
@@ -100,35 +101,21 @@ def copy(settings: Settings, selection: Selection, progress: Callable[[Progress]
                 return Copied(complete=True, by_service=True)
             state.lock_writer(writer, slot)
             checkpoint = state.load_checkpoint(writer, slot)
-        again = selection.only is not None and checkpoint is not None and checkpoint.phase not in ("new", "copying")
-        with connect(settings.source.dsn, "source", purpose="snapshot") as source, _stopped_by_signals() as stop:
+        with connect(settings.source.dsn, "source", purpose="snapshot") as source:
             routes = require_routes(settings, source, writer)
-            if again:
-                if checkpoint is not None and checkpoint.phase in ("cutting_over", "cut_over"):
-                    raise Refused(f"no table can be copied again at phase {checkpoint.phase}")
-                complete = recopy(
-                    settings,
-                    routes,
-                    sorted(selection.only or ()),
-                    writer=writer,
-                    source=source,
-                    stop=stop,
-                    truncate=selection.truncate,
-                    progress=progress,
-                )
-            else:
-                complete = run_snapshot(
-                    settings,
-                    routes,
-                    writer=writer,
-                    source=source,
-                    stop=stop,
-                    truncate=selection.truncate,
-                    only=selection.only,
-                    exclude=selection.exclude,
-                    progress=progress,
-                )
-    return Copied(complete)
+            work = _choose_work(selection, "new" if checkpoint is None else checkpoint.phase)
+            # From here on signals end the work in an orderly way; before, nothing has begun.
+            with _stopped_by_signals() as stop:
+                return Copied(work(settings, routes, writer=writer, source=source, stop=stop, progress=progress))
+
+
+def _choose_work(selection: Selection, phase: str) -> Callable[..., bool]:
+    """Phase one, or tables copied once more beside a stream that does not run now."""
+    if selection.only is None or phase in ("new", "copying"):
+        return partial(run_snapshot, truncate=selection.truncate, only=selection.only, exclude=selection.exclude)
+    if phase in ("cutting_over", "cut_over"):
+        raise Refused(f"no table can be copied again at phase {phase}")
+    return partial(recopy, names=sorted(selection.only), truncate=selection.truncate)
 
 
 def _ask_service(settings: Settings, selection: Selection, conn: Connection) -> None:

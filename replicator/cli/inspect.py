@@ -104,10 +104,22 @@ def _watch(reader: StatusReader, *, json: bool) -> Status:
         with views.live_status(current, as_json=json) as update:
             while True:
                 time.sleep(_WATCH_EVERY_S)
-                current = reader.read()
+                current = _read_on(reader, current)
                 update(current)
     except KeyboardInterrupt:
         return current
+
+
+def _read_on(reader: StatusReader, last: Status) -> Status:
+    """The next reading; while the target is away the last one, with that problem."""
+    from dataclasses import replace
+
+    from replicator.errors import TransientError
+
+    try:
+        return reader.read()
+    except TransientError as exc:
+        return replace(last, problems=(f"the status cannot be read: {exc.message}",))
 
 
 def verify(
