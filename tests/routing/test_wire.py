@@ -98,7 +98,8 @@ EXPECTED = {"char(4)": "convert_from(bpcharsend(s.{0}), 'UTF8')"}
 STAGED = [
     ("int", "bigint"), ("int", "text"), ("text", "int"), ("timestamp", "timestamptz"), ("json", "jsonb"),
     ("text", "json"), ("text", "app.mood"), ("int[]", "bigint[]"), ("pair", "other"), ("pair", "renamed"),
-    ("aclitem", "aclitem"), ("aclitem[]", "aclitem[]"), ("regclass", "regclass"), ("regtype", "oid"), ("real", "float8"),
+    ("aclitem", "aclitem"), ("aclitem[]", "aclitem[]"), ("regclass", "regclass"), ("regtype", "oid"),
+    ("real", "float8"),
     ("pair", "text"), ("app.mood[]", "text"), ("bytea", "text"), ("short", "int"), ("holder", "holder"),
 ]  # fmt: skip
 

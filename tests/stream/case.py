@@ -1,4 +1,4 @@
-"""One stream between two fresh databases: made without a snapshot, run in a thread, watched through the state schema."""
+"""One stream between two databases: made without a snapshot, run in a thread, watched through the state schema."""
 
 from __future__ import annotations
 

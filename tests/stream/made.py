@@ -42,7 +42,7 @@ def simple(name: str = "t", *, key: Sequence[str] = ("id",), extra: bool = False
     return routed(route(source, table(name, [*columns, *more], key=key)))
 
 
-def row(*values: int | None | Field) -> Row:
+def row(*values: int | Field | None) -> Row:
     return tuple(NULL if v is None else v if isinstance(v, bytes) else number(v) for v in values)
 
 
@@ -104,15 +104,15 @@ class Wire:
             assert self.send(message) is None
         return self.commit()
 
-    def insert(self, *values: int | None | Field, of: int = 0) -> pgoutput.Insert:
+    def insert(self, *values: int | Field | None, of: int = 0) -> pgoutput.Insert:
         return pgoutput.Insert(self.routes[of].source.oid, row(*values))
 
     def update(
-        self, *values: int | None | Field, old: Row | None = None, key: bool = True, of: int = 0
+        self, *values: int | Field | None, old: Row | None = None, key: bool = True, of: int = 0
     ) -> pgoutput.Update:
         return pgoutput.Update(self.routes[of].source.oid, old, key and old is not None, row(*values))
 
-    def delete(self, *values: int | None | Field, key: bool = True, of: int = 0) -> pgoutput.Delete:
+    def delete(self, *values: int | Field | None, key: bool = True, of: int = 0) -> pgoutput.Delete:
         return pgoutput.Delete(self.routes[of].source.oid, row(*values), key)
 
     def truncate(self, *of: int, restart: bool = False) -> pgoutput.Truncate:

@@ -174,7 +174,8 @@ def test_changes_that_a_route_cannot_take_are_refused():
 def test_messages_out_of_order_are_refused():
     wire = Wire([PLAIN])
     for message in (wire.insert(1, 1), wire.update(1, 1), wire.delete(1, None), wire.truncate(),
-                    pgoutput.Commit(0, Lsn(1), Lsn(2), 0), pgoutput.LogicalMessage(True, Lsn(1), "replicator", b"x")):  # fmt: skip
+                    pgoutput.Commit(0, Lsn(1), Lsn(2), 0),
+                    pgoutput.LogicalMessage(True, Lsn(1), "replicator", b"x")):  # fmt: skip
         with pytest.raises(ProtocolError, match="outside of a transaction"):
             wire.send(message)
     wire.begin(100)

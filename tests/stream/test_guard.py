@@ -19,8 +19,8 @@ def case(make_case):
     lsn = case.checkpoint().applied_lsn
     case.wait(lambda: case.confirmed_flush() >= lsn, "the confirmation")
     case.stop()
-    case.wait(lambda: not case.source.execute(
-        "SELECT active FROM pg_replication_slots WHERE slot_name = %s", [case.slot]).fetchall()[0][0], "the slot")  # fmt: skip
+    query = "SELECT FROM pg_replication_slots WHERE slot_name = %s AND NOT active"
+    case.wait(lambda: bool(case.source.execute(query, [case.slot]).fetchall()), "the slot")
     return case
 
 
@@ -119,9 +119,8 @@ def test_no_checkpoint(case):
 def test_a_slot_in_use_is_worth_a_retry(case):
     other = psycopg.connect(case.pair.source_dsn + "?replication=database", autocommit=True)
     with other:
-        other.pgconn.exec_(
-            f"START_REPLICATION SLOT {case.slot} LOGICAL 0/0 (proto_version '1', publication_names 'replicator')".encode()
-        )
+        start = f"START_REPLICATION SLOT {case.slot} LOGICAL 0/0 (proto_version '1', publication_names 'replicator')"
+        other.pgconn.exec_(start.encode())
         assert "is active" in case.fails(TransientError).message
         other.close()
     case.same("t")

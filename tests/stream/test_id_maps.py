@@ -138,7 +138,8 @@ def test_a_lookup_that_loses_an_entry_takes_it_from_the_rows_that_used_it(make_c
     """As the route would map them today; recorded, and found again if the entry comes back."""
     case = looked_up(make_case)
     case.execute(f"INSERT INTO people VALUES ('{user(101)}', '{user(1)}'), ('{user(102)}', '{user(2)}')",
-                 f"INSERT INTO note VALUES (1, '{user(1)}'), (2, '{user(2)}')", f"INSERT INTO plain VALUES ('{user(1)}')")  # fmt: skip
+                 f"INSERT INTO note VALUES (1, '{user(1)}'), (2, '{user(2)}')",
+                 f"INSERT INTO plain VALUES ('{user(1)}')")  # fmt: skip
     case.drain()
     case.execute(f"DELETE FROM people WHERE id = '{user(101)}'")
     case.drain()

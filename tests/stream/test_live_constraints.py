@@ -18,7 +18,9 @@ _TOKEN = secrets.token_hex(3)
 FAMILY = """
 CREATE TABLE a (id int PRIMARY KEY, name text UNIQUE);
 CREATE TABLE b (id int PRIMARY KEY, a int NOT NULL REFERENCES a ON DELETE CASCADE, v text);
-CREATE TABLE c (id int PRIMARY KEY, b int REFERENCES b ON DELETE CASCADE, a int REFERENCES a ON DELETE SET NULL, v text);
+CREATE TABLE c (
+    id int PRIMARY KEY, b int REFERENCES b ON DELETE CASCADE, a int REFERENCES a ON DELETE SET NULL, v text
+);
 """
 SEED = """
 INSERT INTO a SELECT i, 'n' || i FROM generate_series(1, 6) i;
@@ -114,8 +116,9 @@ def test_set_null_does_not_undo_a_later_reference(make_plain):
 def test_a_parent_replaced_in_one_batch(make_plain):
     case = make_plain(
         "CREATE TABLE p (id int PRIMARY KEY, code text UNIQUE NOT NULL);"
-        "CREATE TABLE q (id int PRIMARY KEY, code text REFERENCES p (code) ON UPDATE CASCADE ON DELETE CASCADE, v int);",
-        seed="INSERT INTO p VALUES (1, 'a'), (2, 'b'); INSERT INTO q VALUES (1, 'a', 1), (2, 'b', 2);",
+        "CREATE TABLE q (id int PRIMARY KEY, v int,"
+        " code text REFERENCES p (code) ON UPDATE CASCADE ON DELETE CASCADE);",
+        seed="INSERT INTO p VALUES (1, 'a'), (2, 'b'); INSERT INTO q VALUES (1, 1, 'a'), (2, 2, 'b');",
     )
     case.execute("UPDATE p SET code = 'aa' WHERE id = 1", "UPDATE q SET v = 9 WHERE id = 1")
     case.execute("UPDATE p SET id = 20 WHERE id = 2", "DELETE FROM p WHERE id = 1", "INSERT INTO p VALUES (1, 'a')")

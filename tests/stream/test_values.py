@@ -32,8 +32,8 @@ VALUES = [
 def test_values_of_every_kind(make_case):
     case = make_case(TYPES + KINDS, "CREATE TYPE filler AS ENUM ('a');" + TYPES + KINDS)
     case.execute(*(f"INSERT INTO kinds VALUES {values}" for values in VALUES))
-    case.execute("INSERT INTO kinds SELECT k.id + 10 * g, moods, p, ps, s, r, mr, b, j, raw, g * n, f, i, t, d, net, bits,"
-                 " c, v FROM kinds k, generate_series(1, 60) g")  # fmt: skip
+    case.execute("INSERT INTO kinds SELECT k.id + 10 * g, moods, p, ps, s, r, mr, b, j, raw, g * n, f, i, t, d, net,"
+                 " bits, c, v FROM kinds k, generate_series(1, 60) g")  # fmt: skip
     case.execute("UPDATE kinds SET moods = moods || 'sad'::mood, p.n = 7 WHERE id % 10 = 1", "UPDATE kinds SET s = 'b'")
     case.execute("DELETE FROM kinds WHERE id % 10 = 2 AND id > 100", "UPDATE kinds SET id = id + 5000 WHERE id > 500")
     case.same("kinds")
@@ -58,13 +58,17 @@ def test_a_domain_that_forbids_null(make_case):
 def test_keys_of_many_types(make_case):
     case = make_case(
         TYPES + "CREATE TABLE a (k text PRIMARY KEY, v int); CREATE TABLE b (k mood PRIMARY KEY, v int);"
-        "CREATE TABLE c (k numeric PRIMARY KEY, v int); CREATE TABLE d (k timestamptz, l date, v int, PRIMARY KEY (k, l));"
+        "CREATE TABLE c (k numeric PRIMARY KEY, v int);"
+        "CREATE TABLE d (k timestamptz, l date, v int, PRIMARY KEY (k, l));"
         "CREATE TABLE e (k int[] PRIMARY KEY, v int); CREATE TABLE f (k jsonb PRIMARY KEY, v int);"
         "CREATE TABLE g (k short PRIMARY KEY, v int); CREATE TABLE h (k bytea PRIMARY KEY, v int);"
         "CREATE TABLE i (k char(4) PRIMARY KEY, v int); CREATE TABLE j (k inet PRIMARY KEY, v int);",
-        seed="INSERT INTO a VALUES (''), ('ü'); INSERT INTO b VALUES ('sad'), ('ünï'); INSERT INTO c VALUES (1.0), ('NaN');"
-        "INSERT INTO d VALUES ('2024-01-01', '2024-01-01'), ('infinity', '-infinity'); INSERT INTO e VALUES ('{}'), ('{1}');"
-        "INSERT INTO f VALUES ('1'), ('{\"a\": 1}'); INSERT INTO g VALUES ('a'), ('b'); INSERT INTO h VALUES (''), ('\\x00');"
+        seed="INSERT INTO a VALUES (''), ('ü'); INSERT INTO b VALUES ('sad'), ('ünï');"
+        "INSERT INTO c VALUES (1.0), ('NaN');"
+        "INSERT INTO d VALUES ('2024-01-01', '2024-01-01'), ('infinity', '-infinity');"
+        "INSERT INTO e VALUES ('{}'), ('{1}');"
+        "INSERT INTO f VALUES ('1'), ('{\"a\": 1}'); INSERT INTO g VALUES ('a'), ('b');"
+        "INSERT INTO h VALUES (''), ('\\x00');"
         "INSERT INTO i VALUES ('a'), (''); INSERT INTO j VALUES ('::1'), ('10.0.0.1');",
     )
     for table in "abcdefghij":
@@ -80,7 +84,8 @@ def test_citext_keys(make_case, pair):
                 pytest.skip("the server has no citext")
     case = make_case(
         "CREATE SCHEMA ext; CREATE EXTENSION citext SCHEMA ext;"
-        "CREATE TABLE t (k ext.citext PRIMARY KEY, v int); CREATE TABLE u (id int PRIMARY KEY, c ext.citext, cs ext.citext[]);",
+        "CREATE TABLE t (k ext.citext PRIMARY KEY, v int);"
+        "CREATE TABLE u (id int PRIMARY KEY, c ext.citext, cs ext.citext[]);",
         seed="INSERT INTO t VALUES ('Ab', 1), ('c', 2), ('d', 3); INSERT INTO u VALUES (1, 'Ü', '{a,B}');",
     )
     case.execute(
@@ -113,7 +118,8 @@ def test_names_that_bite(make_case):
     columns = [f"{quoted(name)} int" for name in NAMES]
     table, schema = quoted('%s "Tä.ble"'), quoted("sch%ema")
     full = f"{schema}.{table}"
-    ddl = f"CREATE SCHEMA {schema}; CREATE TABLE {full} ({', '.join(columns)}, PRIMARY KEY ({quoted(NAMES[3])}, {quoted(NAMES[0])}));"
+    key = f"{quoted(NAMES[3])}, {quoted(NAMES[0])}"
+    ddl = f"CREATE SCHEMA {schema}; CREATE TABLE {full} ({', '.join(columns)}, PRIMARY KEY ({key}));"
     case = make_case(ddl, ddl, tables=['sch%ema.%s "Tä.ble"'])
     case.execute(
         f"INSERT INTO {full} SELECT {', '.join(f'i + {n}' for n in range(len(NAMES)))} FROM generate_series(1, 150) i"
