@@ -41,8 +41,8 @@ log = get_logger(__name__)
 
 _TICK_S = 1.0  # between two looks at the state schema
 _TAKE_S = 0.2  # how long a stop may go unnoticed while nothing comes in
-# A statement that still runs this long after a stop is cancelled. Where the target does not answer that either, hanging up
-# and ending the process take up to 4 s more, and SIGTERM is to be answered within 10 s.
+# A statement that still runs this long after a stop is cancelled. Where the target does not answer that either,
+# hanging up and ending the process take up to 4 s more, and SIGTERM is to be answered within 10 s.
 _STOP_GRACE_S = 5.0
 _IDLE_S = 8.0  # heartbeats come every 5 s: after this without news the lag counts from the last commit again
 
