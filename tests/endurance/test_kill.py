@@ -3,6 +3,7 @@
 import subprocess
 import time
 
+import psycopg
 import pytest
 
 from replicator.demo.freshtrack import Workload
@@ -17,7 +18,7 @@ def test_five_kills_lose_and_repeat_nothing(make_freshtrack, rng):
     rig = make_freshtrack(rows=12_000, snapshot=SNAPSHOT)
     with Workload(rig.writers_dsn, seed=2, rate=100, extras=True, lookup_churn=True) as workload:
         rig.service.start()
-        kill_during_snapshot(rig, rng, times=2, longest_s=1.2)
+        kill_during_snapshot(rig, rng, times=2, longest_s=1.5)
         kill_during_stream(rig, rng, times=2, longest_s=1.0)
         kill_service_during_drain(rig, rng, burst=20_000)
     finish(rig, workload)
@@ -51,7 +52,8 @@ def finish(rig, workload):
 def kill_during_snapshot(rig, rng, *, times, longest_s):
     """The first one within the first second; all of them before the snapshot is done, if it lasts that long."""
     for number in range(times):
-        time.sleep(rng.uniform(0.1, 1.0 if number == 0 else longest_s))
+        rig.wait_until(lambda: rig.phase() != "new", "the snapshot does not begin")
+        time.sleep(rng.uniform(0.0, 1.0 if number == 0 else longest_s))
         say("killed at phase", rig.phase())
         rig.service.kill()
         rig.service.start()
@@ -80,27 +82,29 @@ def kill_cutover(rig, rng, *, times):
 
 
 def kill_service_during_drain(rig, rng, *, burst, times=1):
-    """A large transaction right before the cutover makes the drain last; the cutover must finish all the same."""
+    """A lock on the target makes the drain last until the service is dead; the cutover must finish all the same."""
     rig.wait_until_near()
-    rig.ask("source", "INSERT INTO append_log SELECT n, 'burst' FROM generate_series(1, %s) AS n", burst)
     file = rig.directory / "cutover.json"
-    process = rig.popen("cutover", "--yes", "--max-lag-bytes", str(1 << 40), "--report", str(file))
-    try:
-        for _ in range(times):
-            rig.wait_until(lambda: process.poll() is not None or is_draining(rig), "no drain")
-            assert process.poll() is None, process.communicate()
-            time.sleep(rng.uniform(0.0, 0.1))
-            rig.service.kill()
-            steps = rig.cutover_steps()
-            assert steps["drain"] == "running", f"the drain was over before the service was killed: {steps}"
-            say("service killed during the drain")
-            rig.service.start()
-            rig.wait_until(lambda: rig.walsender(), "the stream does not go on")
-        out, err = process.communicate(timeout=COMMAND_TIMEOUT_S)
-    except subprocess.TimeoutExpired:
-        raise AssertionError(f"the cutover does not end\n{tail(rig.service.log)}") from None
-    finally:
-        process.kill()
+    with psycopg.connect(rig.target_dsn) as blocker:
+        blocker.execute("LOCK TABLE append_log IN SHARE ROW EXCLUSIVE MODE")
+        rig.ask("source", "INSERT INTO append_log SELECT n, 'burst' FROM generate_series(1, %s) AS n", burst)
+        process = rig.popen("cutover", "--yes", "--max-lag-bytes", str(1 << 40), "--report", str(file))
+        try:
+            for _ in range(times):
+                rig.wait_until(lambda: process.poll() is not None or is_draining(rig), "no drain")
+                rig.wait_until(lambda: process.poll() is not None or rig.walsender(), "the stream does not go on")
+                assert process.poll() is None, process.communicate()
+                time.sleep(rng.uniform(0.0, 1.0))
+                rig.service.kill()
+                assert is_draining(rig)
+                say("service killed during the drain")
+                rig.service.start()
+            blocker.rollback()
+            out, err = process.communicate(timeout=COMMAND_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            raise AssertionError(f"the cutover does not end\n{tail(rig.service.log)}") from None
+        finally:
+            process.kill()
     assert process.returncode == 0, f"{out}\n{err}\n{tail(rig.service.log)}"
     rig.cutover_done(file)
 
