@@ -5,7 +5,7 @@ First one sum of digests per bucket; then the rows of the buckets whose sums dif
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterator
+from collections.abc import Container, Iterator
 from dataclasses import dataclass
 from typing import Final
 
@@ -13,13 +13,12 @@ from replicator.model.row import Field
 from replicator.verify.keys import Key
 from replicator.verify.merge import TICK_ROWS, Counts, Tick
 from replicator.verify.plan import Plan
-from replicator.verify.rows import digest
+from replicator.verify.rows import Streams, digest
 
 BUCKETS: Final = 1 << 14
 MAX_ROWS: Final = 100_000  # looked at in one pass, both sides; some 30 MB
 _MAX_PASSES: Final = 8
 
-Streams = Callable[[], tuple[Iterator[bytes], Iterator[bytes]]]  # both sides from the start, in the target's form
 Identity = Key | Field  # a row's key, or its digest in a table without one
 
 
@@ -85,8 +84,6 @@ def _groups(plan: Plan, streams: Streams, buckets: Container[int], tick: Tick) -
         group = groups.setdefault(identity, Group())
         group.target += 1
         group.delta -= int.from_bytes(row_digest, "big")
-        if not group.delta and group.source == group.target:
-            del groups[identity]
     return {identity: group for identity, group in groups.items() if group.delta or group.source != group.target}
 
 

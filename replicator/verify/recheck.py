@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import threading
+import time
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Final
 
-from replicator.errors import Refused
 from replicator.model.row import NULL, Field, join
 from replicator.postgres.connection import translated
 from replicator.routing.idmap import IdMaps
 from replicator.verify.candidates import Candidates, candidates_of
+from replicator.verify.findings import Digests, Findings
 from replicator.verify.keys import Key
 from replicator.verify.merge import Suspect
 from replicator.verify.plan import Plan
@@ -20,38 +20,11 @@ from replicator.verify.report import MAX_KEYS
 from replicator.verify.rows import Router, digest, find_rows
 from replicator.verify.snapshot import Follower, Sessions, read_maps
 
-CHUNK_KEYS: Final = 1000
-# Beyond so many confirmed keys a table is known to be wrong; the rest is counted as it was first seen.
-MAX_CONFIRMED: Final = 20_000
+_CHUNK_KEYS: Final = 2000
 _ROUNDS: Final = 8
 _PAUSE_S: Final = 0.05
 
-Digests = Counter[bytes]
 Versions = set[Field]
-
-
-@dataclass(slots=True)
-class Findings:
-    """Differences of one table, growing."""
-
-    missing: int = 0
-    extra: int = 0
-    different: int = 0
-    keys: list[str] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-
-    @property
-    def total(self) -> int:
-        """All differences."""
-        return self.missing + self.extra + self.different
-
-    def add(self, source: Digests, target: Digests) -> None:
-        """Count the rows of one key: what is left on both sides once equal rows are paired."""
-        ours, theirs = (source - target).total(), (target - source).total()
-        both = min(ours, theirs)
-        self.different += both
-        self.missing += ours - both
-        self.extra += theirs - both
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,40 +52,31 @@ class Rechecker:
     """
 
     def __init__(
-        self, plan: Plan, sessions: Sessions, follower: Follower | None, findings: Findings, stop: threading.Event
+        self,
+        plan: Plan,
+        sessions: Sessions,
+        follower: Follower | None,
+        findings: Findings,
+        raise_if_stopped: Callable[[], None],
     ) -> None:
         self._plan = plan
         self._sessions = sessions
         self._follower = follower
         self._findings = findings
-        self._stop = stop
+        self._raise_if_stopped = raise_if_stopped
 
     def check(self, suspects: Sequence[Suspect]) -> None:
         """Settle suspects and add what is really different to the findings."""
-        without_null = [suspect for suspect in suspects if NULL not in suspect.key]
+        keys = []
         for suspect in suspects:
             # No equality finds a NULL, and no source key holds one: such a row has no partner.
             if NULL in suspect.key:
-                self._count(suspect)
-        if self._findings.total >= MAX_CONFIRMED:
-            self._stop_rechecking()
-            for suspect in without_null:
-                self._count(suspect)
-        elif without_null:
-            self._settle(list(dict.fromkeys(suspect.key for suspect in without_null)))
-
-    def _count(self, suspect: Suspect) -> None:
-        if suspect.on_source and suspect.on_target:
-            self._findings.different += 1
-        elif suspect.on_source:
-            self._findings.missing += 1
-        else:
-            self._findings.extra += 1
-
-    def _stop_rechecking(self) -> None:
-        note = f"{self._plan.name}: counts beyond {MAX_CONFIRMED:,} differences are of the first look"
-        if note not in self._findings.notes:
-            self._findings.notes.append(note)
+                self._findings.add_suspect(suspect)
+            else:
+                keys.append(suspect.key)
+        keys = list(dict.fromkeys(keys))
+        for start in range(0, len(keys), _CHUNK_KEYS):
+            self._settle(keys[start : start + _CHUNK_KEYS])
 
     def _settle(self, keys: list[Key]) -> None:
         first: dict[Key, Versions] = {}
@@ -128,8 +92,8 @@ class Rechecker:
             keys = [key for key in keys if key in undecided]
             if not keys:
                 break
-            if self._stop.wait(_PAUSE_S * turn):
-                raise Refused("verification was stopped before its end")
+            self._raise_if_stopped()
+            time.sleep(_PAUSE_S * turn)
         else:
             # The last look is at least at these keys.
             passed_by = [key for key in keys if look.versions[key] == first[key]]
@@ -142,14 +106,12 @@ class Rechecker:
 
     def _confirm(self, look: _Look, keys: list[Key]) -> list[Key]:
         for key in keys:
-            self._findings.add(look.source[key], look.target[key])
+            self._findings.add_rows(look.source[key], look.target[key])
         return keys
 
     def _note_restless(self, rows: int) -> None:
         if rows:
-            self._findings.notes.append(
-                f"{self._plan.name}: {rows} rows changed on both sides too often to be compared"
-            )
+            self._findings.note(f"{self._plan.name}: {rows} rows changed on both sides too often to be compared")
 
     def _look(self, keys: list[Key]) -> _Look:
         live = self._follower is not None

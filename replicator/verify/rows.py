@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import select
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from hashlib import blake2b
 
@@ -18,6 +18,9 @@ from replicator.routing.mapper import Mapper
 from replicator.routing.route import Route, RouteColumn
 from replicator.verify.keys import Key
 from replicator.verify.plan import Plan
+from replicator.verify.snapshot import Sessions
+
+Streams = Callable[[], tuple[Iterator[bytes], Iterator[bytes]]]  # both sides from the start, in the target's form
 
 
 def digest(row: bytes) -> bytes:
@@ -77,6 +80,17 @@ def stream_rows(conn: Connection, side: Side, plan: Plan) -> Iterator[bytes]:
     """All rows of one side's table, as COPY sends them."""
     with translated(side):
         yield from copy_out(conn, plan.copy(side))
+
+
+def open_streams(plan: Plan, sessions: Sessions, maps: IdMaps) -> Streams:
+    """A function that opens both sides' rows anew, in the target's form: (source, target)."""
+
+    def streams() -> tuple[Iterator[bytes], Iterator[bytes]]:
+        source = stream_rows(sessions.get("source"), "source", plan)
+        target = stream_rows(sessions.get("target"), "target", plan)
+        return Router(plan, maps).rows(source), target
+
+    return streams
 
 
 def find_rows(conn: Connection, side: Side, statement: sql.Composed, plan: Plan, keys: Sequence[Key]) -> Iterator[Row]:

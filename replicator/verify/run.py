@@ -16,10 +16,11 @@ from replicator.routing.idmap import IdMaps
 from replicator.routing.route import Route
 from replicator.target import state
 from replicator.verify.foreign_keys import ForeignKeyCheck, load_checks
+from replicator.verify.job import Desk, Halted, Job, Progress
 from replicator.verify.plan import Plan, plan_table
 from replicator.verify.report import ForeignKeyReport, Report, TableReport
 from replicator.verify.snapshot import Follower, Sessions, SnapshotPair, read_maps
-from replicator.verify.tables import Halted, Job, Progress, TableComparison
+from replicator.verify.tables import compare_table
 
 __all__ = ["Progress", "verify"]
 
@@ -109,13 +110,14 @@ class _Run:
 
     def _work(self) -> None:
         try:
-            with self._pair.sessions() as snapshots, Sessions(self._job.settings) as later:
+            with Sessions(self._job.settings) as snapshots, Sessions(self._job.settings) as later:
+                desk = Desk(self._job, self._pair, self._maps, snapshots, later)
                 while self._tasks and not self._job.halt.is_set():
                     try:
                         task = self._tasks.popleft()
                     except IndexError:  # another thread was faster
                         break
-                    if not self._do(task, snapshots, later) and self._job.fail_fast:
+                    if not self._do(task, desk) and self._job.fail_fast:
                         self._job.halt.set()
         except Halted:
             pass
@@ -123,20 +125,17 @@ class _Run:
             self._job.halt.set()  # one fault ends all
             raise
 
-    def _do(self, task: Plan | ForeignKeyCheck, snapshots: Sessions, later: Sessions) -> bool:
+    def _do(self, task: Plan | ForeignKeyCheck, desk: Desk) -> bool:
         """Whether both sides are equal in this respect."""
-        if self._job.stop.is_set():
-            raise Refused("verification was stopped before its end")
+        self._job.raise_if_stopped()
         if isinstance(task, ForeignKeyCheck):
-            snapshots.begin_reading()
-            key = task.run(snapshots.get("target"))
-            snapshots.end_reading()
+            with self._pair.transaction(desk.snapshots):
+                key = task.run(desk.snapshots.get("target"))
             self._foreign_keys.append(key)
             return not key.orphans
-        comparison = TableComparison(self._job, task, self._maps, snapshots, later)
-        table = comparison.count() if self._counts_only else comparison.rows()
+        table, findings = compare_table(task, desk, counts_only=self._counts_only)
         self._tables[table.name] = table
-        self._notes += comparison.findings.notes
+        self._notes += findings.notes
         return table.equal
 
 

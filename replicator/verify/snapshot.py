@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import threading
 import time
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from types import TracebackType
 from typing import Final, LiteralString, Self
 
 from psycopg import sql
+from psycopg.pq import TransactionStatus
 
 from replicator.config import Settings
 from replicator.errors import Refused, StateError
@@ -56,6 +58,15 @@ class Sessions:
             with translated(side):
                 conn.execute(statement)
 
+    def end(self, side: Side) -> None:
+        """End the session's transaction; close the session if it is in the middle of a statement."""
+        conn = self.get(side)
+        if conn.info.transaction_status is TransactionStatus.INTRANS:
+            with translated(side):
+                conn.execute("COMMIT")
+        else:
+            self._open.pop(side).close()
+
     def close(self) -> None:
         """Close what is open, whatever it is doing."""
         while self._open:
@@ -88,19 +99,21 @@ class Follower:
         """Wait until the checkpoint has reached ``lsn``. Heartbeats make an idle source's stream get there.
 
         Raises:
-            StateError: it does not get there in time.
+            StateError: it stands still for too long.
             Refused: verification was stopped meanwhile.
         """
         slot = self._sessions.settings.source.slot
         target = self._sessions.get("target")
-        started = time.monotonic()
-        beat_at, pause_s = started, _FIRST_POLL_S
+        moved_at = beat_at = time.monotonic()
+        before, pause_s = ZERO, _FIRST_POLL_S
         while (applied := _applied_lsn(target, slot)) < lsn:
             now = time.monotonic()
-            if now - started > self._timeout_s:
+            if applied != before:
+                before, moved_at = applied, now
+            elif now - moved_at > self._timeout_s:
                 raise StateError(
-                    f"the stream does not advance: its checkpoint is at {applied}, {lsn} was expected "
-                    f"within {self._timeout_s:.0f} s",
+                    f"the stream does not advance: its checkpoint has been at {applied} for "
+                    f"{self._timeout_s:.0f} s, and {lsn} is to be reached",
                     hint="`replicator status` tells why; stop the service to compare both sides as they are",
                 )
             if now >= beat_at:
@@ -139,19 +152,25 @@ class SnapshotPair:
             raise
         self.target = holders.get("target")
 
-    def sessions(self) -> Sessions:
-        """New sessions inside the two snapshots; the caller closes them."""
-        sessions = Sessions(self._settings)
+    @contextmanager
+    def transaction(self, sessions: Sessions) -> Iterator[None]:
+        """Read inside the two snapshots. On leaving, the locks of the tables read are released.
+
+        One for each table: nobody's TRUNCATE or ALTER TABLE shall wait for the whole verification. Sessions that are
+        left in the middle of a COPY, after an error or since enough was read, are closed.
+        """
         try:
             for side, snapshot in self._snapshots.items():
                 with translated(side):
                     conn = sessions.get(side)
                     conn.execute(_BEGIN)
                     conn.execute(sql.SQL("SET TRANSACTION SNAPSHOT {}").format(sql.Literal(snapshot)))
+            yield
+            for side in self._snapshots:
+                sessions.end(side)
         except BaseException:
             sessions.close()
             raise
-        return sessions
 
     def close(self) -> None:
         """Let the snapshots go."""

@@ -7,12 +7,14 @@ import threading
 import time
 from collections.abc import Callable
 
+import psycopg
 import pytest
 
 from replicator.errors import Refused, StateError
 from replicator.model.lsn import ZERO
 from replicator.postgres.connection import connect
 from replicator.target import state
+from replicator.verify import Progress, job
 from replicator.verify import run as verify_run
 from tests.verify.sides import Sides, counts
 from tests.verify.trickle import Change, Trickle
@@ -41,7 +43,8 @@ def fill(sides: Sides) -> None:
 
 
 def changes(seed: int, *, spare: int = 0) -> Callable[[int], tuple[Change, Change]]:
-    """Inserts, updates, deletes, a row that changes every time, one that goes back and forth, short-lived rows.
+    """Inserts, updates, deletes, a row that changes every time, one that goes back and forth, short-lived and equal
+    rows, TRUNCATE.
 
     ``spare``: leave accounts up to this ID alone, but for 1 and 2.
     """
@@ -63,8 +66,11 @@ def changes(seed: int, *, spare: int = 0) -> Callable[[int], tuple[Change, Chang
                 same.append(("INSERT INTO accounts VALUES (%s, 'made', 1)", (ROWS + number + 1,)))
             case _:
                 same.append(("INSERT INTO log VALUES (%s, 'line')", (number // 3,)))
+        same.append(("INSERT INTO log VALUES (-5, 'again and again')", ()))
         same.append(("INSERT INTO queue VALUES (%s, 'job') ON CONFLICT DO NOTHING", (number % 5,)))
         same.append(("DELETE FROM queue WHERE id = %s", ((number + 3) % 5,)))
+        if number % 20 == 0:
+            same.append(("TRUNCATE queue", ()))
         who, mapped = rng.choice(ids)
         team = rng.randint(0, 6)
         upsert = "INSERT INTO members VALUES (%s, %s, %s) ON CONFLICT (team, who) DO UPDATE SET n = excluded.n"
@@ -171,3 +177,35 @@ def test_stop_ends_the_waiting(busy: Sides) -> None:
     with pytest.raises(Refused, match="stopped"):
         busy.verify(live=True, stop=stop)
     assert time.monotonic() - started < verify_run.STREAM_TIMEOUT_S / 4
+
+
+def test_nobody_waits_for_the_whole_verification(busy: Sides, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An ALTER TABLE waits while its table is read. Were that table's lock kept, or the table read again on a second
+    session meanwhile, the two would wait for each other.
+    """
+    busy.on_target("UPDATE accounts SET v = 'wrong' WHERE id % 5 = 0")
+    monkeypatch.setattr(job, "_PROGRESS_S", 0.0)
+    altered = threading.Event()
+
+    def alter(progress: Progress) -> None:
+        if not progress.done and not altered.is_set():
+            altered.set()
+            threading.Thread(target=busy.on_source, args=("ALTER TABLE accounts ADD COLUMN news int",)).start()
+            wait_for_lock(busy)
+
+    started = time.monotonic()
+    report = busy.verify("accounts", live=False, progress=alter)
+    assert altered.is_set()
+    assert counts(report.tables[0]) == (0, 0, ROWS // 5)
+    assert time.monotonic() - started < 30
+
+
+def wait_for_lock(sides: Sides) -> None:
+    """Until a session waits for a lock. Not on `sides.source`: that is the one that waits."""
+    with psycopg.connect(sides.settings.source.dsn) as conn:
+        deadline = time.monotonic() + 10
+        while time.monotonic() < deadline:
+            if conn.execute("SELECT FROM pg_locks WHERE NOT granted AND locktype = 'relation'").fetchall():
+                return
+            time.sleep(0.01)
+    raise AssertionError("nobody waits")
