@@ -116,10 +116,13 @@ def _missing_tables(name: str, found: Publication, wanted: set[TableName], recor
         yield warned("publication", "source", message, "the snapshot adds them")
 
 
-def check_slot(source: Connection, settings: Settings, recorded: Recorded) -> Iterator[Check]:
+def check_slot(source: Connection, target: Connection, settings: Settings) -> Iterator[Check]:
     """The slot and the checkpoint must belong together: otherwise changes would be skipped without a word."""
-    name, checkpoint = settings.source.slot, recorded.checkpoint
+    name = settings.source.slot
     slot = load_slot(source, name)
+    # Read after the slot: a service that runs moves its checkpoint first.
+    recorded = load_recorded(target, name)
+    checkpoint = recorded.checkpoint
     if slot is None:
         if recorded.is_streaming:
             yield failed("slot", "source", f"slot {name} is gone", NEW_SNAPSHOT)

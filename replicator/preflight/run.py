@@ -45,7 +45,7 @@ def run_checks(settings: Settings) -> list[Check]:
         if target is not None:
             checks += _check_target(target, settings, recorded, routes)
         if source is not None and target is not None:
-            checks += _check_both(source, target, settings, routes)
+            checks += _check_both(source, target, settings, recorded, routes)
     return checks
 
 
@@ -110,8 +110,6 @@ def _check_source(
     yield from _guarded("timeouts", "source", lambda: source_server.check_timeouts(conn))
     yield from _guarded("transactions", "source", lambda: source_server.check_transactions(conn))
     yield from _guarded("large_objects", "source", lambda: source_server.check_large_objects(conn))
-    yield from _guarded("same_source", "both", lambda: continuity.check_same_source(conn, recorded))
-    yield from _guarded("slot", "source", lambda: continuity.check_slot(conn, settings, recorded))
     yield from _guarded("auth_users", "source", lambda: source_tables.check_user_table(conn, settings))
     if routes:
         yield from _guarded(
@@ -149,7 +147,15 @@ def _check_target(
         yield from _guarded("empty_tables", "target", lambda: target_tables.check_empty(conn, routes, known))
 
 
-def _check_both(source: Connection, target: Connection, settings: Settings, routes: Sequence[Route]) -> Iterator[Check]:
+def _check_both(
+    source: Connection,
+    target: Connection,
+    settings: Settings,
+    recorded: continuity.Recorded,
+    routes: Sequence[Route],
+) -> Iterator[Check]:
+    yield from _guarded("same_source", "both", lambda: continuity.check_same_source(source, recorded))
+    yield from _guarded("slot", "source", lambda: continuity.check_slot(source, target, settings))
     yield from _guarded("encoding", "both", lambda: target_server.check_encoding(source, target))
     if routes:
         yield from _guarded("enum_labels", "target", lambda: schemas.check_enums(routes))

@@ -1,7 +1,12 @@
 """What an earlier run has left, against what it finds now."""
 
+import threading
+import time
+
+import psycopg
 import pytest
 
+from replicator import service
 from tests.snapshot.case import simple_case
 
 PLAIN = "CREATE TABLE t (id int PRIMARY KEY, v text)"
@@ -82,3 +87,33 @@ def test_after_the_cutover_slot_and_publication_may_be_gone(copied):
     copied.source("SELECT pg_drop_replication_slot(%s)", copied.slot)
     copied.source("DROP PUBLICATION replicator")
     assert copied.check().bad() <= {("collation", "warn")}
+
+
+def test_beside_a_service_that_streams_under_load_nothing_is_amiss(copied):
+    """Slot and checkpoint move while they are looked at."""
+    done = threading.Event()
+
+    def write():
+        with psycopg.connect(copied.source_dsn, autocommit=True) as conn:
+            while not done.wait(0.002):
+                conn.execute("INSERT INTO t SELECT max(id) + 1, 'x' FROM t")
+
+    writer = threading.Thread(target=write)
+    running = service.Service(
+        copied.settings(metrics={"listen": ""}), truncate=False, until=None, until_caught_up=False
+    )
+    stream = threading.Thread(target=running.run)
+    stream.start()
+    writer.start()
+    try:
+        deadline = time.monotonic() + 30
+        while copied.target("SELECT count(*) > 50 FROM t") != [(True,)]:
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        for _ in range(8):
+            assert copied.check().bad() <= {("collation", "warn")}
+    finally:
+        done.set()
+        running.stop.set()
+        writer.join()
+        stream.join(20)

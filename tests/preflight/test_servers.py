@@ -128,6 +128,14 @@ def test_one_side_that_is_away_does_not_hide_the_other(sides):
     assert not found.named("wal_level")
 
 
+def test_what_is_known_by_comparing_both_sides_is_not_guessed_from_one(sides):
+    """Without the target nobody can tell whose slot it is."""
+    sides.both(PLAIN)
+    sides.source("SELECT pg_create_logical_replication_slot(%s, 'pgoutput')", sides.slot)
+    found = sides.check(target_dsn="host=127.0.0.1 port=1 user=x")
+    assert found.bad() == {("connection", "fail"), ("skipped", "warn")}
+
+
 def test_a_check_that_cannot_be_made_does_not_hide_the_others(sides, monkeypatch):
     sides.both(PLAIN)
     monkeypatch.setattr(source_server, "setting", lambda conn, _: conn.execute("SELECT nonsense"))
