@@ -44,18 +44,19 @@ def commit(site: Site) -> None:
     """
     frozen = site.require_lock()
     site.require_time()
-    sessions = terminate_others(site.source, frozen.pid, read_only=site.read_only)
+    sessions = terminate_others(site.source, frozen.pid)
     site.require_lock()
     detail: Detail = {
         "write_downtime_seconds": round(time.monotonic() - site.blocked_since, 3),
         "fence_lsn": str(site.fence_lsn),
-        "read_only": site.read_only,
         "sessions": {"ended": sessions.ended, "left": sessions.left},
     }
     try:
         site.journal.move(Step.FINALIZE, State.DONE, detail, phase="cut_over")
     except TransientError as exc:
-        if not _committed_after_all(site):
+        # An error that the server answered is a rollback; only a lost answer leaves it open.
+        lost = site.journal.conn.closed or site.journal.conn.broken
+        if not lost or not _committed_after_all(site):
             raise
         site.journal.reload()
         if site.journal.states[Step.FINALIZE] is not State.DONE:
@@ -93,7 +94,7 @@ def close(site: Site) -> None:
     assert frozen is not None
     warnings = []
     try:
-        late = terminate_others(site.source, frozen.pid, read_only=site.read_only, patience_s=1.0)
+        late = terminate_others(site.source, frozen.pid)
         held = frozen.is_held()
     except ReplicatorError as exc:
         late, held = Terminated(0, 0), False
@@ -110,9 +111,8 @@ def close_again(site: Site) -> None:
     known = site.journal.records[Step.FINALIZE].detail
     if known.get("closed"):
         return
-    read_only = bool(known.get("read_only"))
     site.fence_lsn = Lsn.parse(str(known["fence_lsn"]))
-    late = terminate_others(site.source, _NO_PROCESS, read_only=read_only, patience_s=1.0)
+    late = terminate_others(site.source, _NO_PROCESS)
     warning = "the cutover died after handing over: from then on the lock did not hold back writers of the source"
     _record_end(site.settings, site, late, [warning])
 

@@ -97,6 +97,8 @@ def _session(settings: Settings, side: Side, purpose: str = "cutover") -> Iterat
     dsn = settings.source.dsn if side == "source" else settings.target.dsn
     conn = connect(dsn, side, purpose=purpose)
     try:
+        # Should this host vanish without a word, the servers find out, and let go of our locks.
+        conn.execute("SET tcp_keepalives_idle = 10; SET tcp_keepalives_interval = 5; SET tcp_keepalives_count = 3")
         yield conn
     finally:
         conn.close()
@@ -106,11 +108,12 @@ def _open(stack: contextlib.ExitStack, settings: Settings, options: Options, pro
     """All sessions before the first step, so that none has to be opened while writers wait."""
     target = stack.enter_context(_session(settings, "target"))
     with translated("target"):
-        begun = state.exists(target) and state.load_checkpoint(target, settings.source.slot) is not None
-    if not begun:
-        report = CutoverReport("refused", settings.source.slot)
-        raise CutoverRefused("nothing has been replicated yet", report, hint="start `replicator run`")
-    lock_cutover(target, settings.source.slot)
+        if not state.exists(target) or state.load_checkpoint(target, settings.source.slot) is None:
+            report = CutoverReport("refused", settings.source.slot)
+            raise CutoverRefused("nothing has been replicated yet", report, hint="start `replicator run`")
+        lock_cutover(target, settings.source.slot)
+        # Whoever blocks us there blocks the source's writers too.
+        target.execute("SET lock_timeout = '10s'")
     source = stack.enter_context(_session(settings, "source"))
     freeze_conn = stack.enter_context(_session(settings, "source", "cutover freeze"))
     return Site(settings, options, target, source, freeze_conn, Journal(target, settings.source.slot, progress))

@@ -2,8 +2,9 @@
 
 Two means, because each alone has a hole. The *lock* stops every writer whatever its role, and lets go by itself when
 we are gone; but a session that waited for it writes as soon as it is released. The *database setting*
-``default_transaction_read_only`` gives new sessions a clean error and stays; but sessions that were there before keep
-their own value, and any session may set another.
+``default_transaction_read_only`` stays, and gives new sessions a clean error once the lock is gone (a statement waits
+for the lock before it is found to be read-only); but sessions that were there before keep their own value, and any
+session may set another.
 """
 
 from __future__ import annotations
@@ -249,35 +250,32 @@ _OTHERS = """
       AND coalesce(a.backend_type, 'client backend') = 'client backend'
       AND a.pid NOT IN (SELECT r.pid FROM pg_catalog.pg_stat_replication r)
       AND NOT (a.application_name LIKE 'replicator %%' AND a.usename = current_user)
-      AND (%(all)s OR coalesce(a.backend_start <= %(since)s, true)
-           OR %(freeze)s = ANY (pg_catalog.pg_blocking_pids(a.pid)))
+      AND (coalesce(a.backend_start <= %(since)s, true) OR %(freeze)s = ANY (pg_catalog.pg_blocking_pids(a.pid)))
 """
 
 
-def terminate_others(conn: Connection, freeze_pid: int, *, read_only: bool, patience_s: float = 3.0) -> Terminated:
+def terminate_others(conn: Connection, freeze_pid: int, patience_s: float = 1.0) -> Terminated:
     """End the sessions of this database that could write once the lock is released.
 
-    With the database set read-only those are the sessions older than the setting (all that exist when we begin)
-    and those that wait for our lock; without it every session is ended, though new ones can always come.
+    Those are all that exist when we begin, for a session keeps the ``default_transaction_read_only`` that it started
+    with, and every later one that waits for our lock.
 
     Args:
         freeze_pid: the process that holds the lock, -1 if none does.
-        read_only: the database is set read-only.
         patience_s: how long to go on until none is left.
     """
     with translated("source"):
         [(since,)] = query(conn, "SELECT clock_timestamp()")
-        parameters = {"freeze": freeze_pid, "since": since, "all": not read_only}
         ended: set[int] = set()
         refused: set[int] = set()
         deadline = time.monotonic() + patience_s
         while True:
-            present = {pid for (pid,) in conn.execute(_OTHERS, parameters)}
+            present = {pid for (pid,) in conn.execute(_OTHERS, {"freeze": freeze_pid, "since": since})}
             for pid in present - refused - ended:
                 (ended if _signal(conn, "SELECT pg_catalog.pg_terminate_backend(%s)", pid) else refused).add(pid)
             if not present - refused or time.monotonic() > deadline:
                 return Terminated(len(ended - present), len(present))
-            time.sleep(0.02)
+            time.sleep(0.005)
 
 
 def _signal(conn: Connection, statement: LiteralString, pid: int) -> bool:

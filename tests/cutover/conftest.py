@@ -56,7 +56,10 @@ class Replication:
 
     def start_service(self) -> None:
         self.service = self.stack.enter_context(running("run", cwd=self.directory, **self.variables))
-        wait_until(lambda: self.phase() in ("streaming", "cutting_over") and self.service_is_streaming(), 60)
+        try:
+            wait_until(lambda: self.phase() in ("streaming", "cutting_over") and self.service_is_streaming(), 60)
+        except AssertionError as exc:
+            raise AssertionError((self.directory / "running.log").read_text()[-3000:]) from exc
 
     def stop_service(self) -> None:
         assert self.service is not None
@@ -141,11 +144,10 @@ def read_only_setting(conn: psycopg.Connection[Any]) -> str | None:
     return rows[0][0].partition("=")[2] if rows else None
 
 
-@pytest.fixture
-def replication(pair: DatabasePair, tmp_path: Path) -> Iterator[Replication]:
-    """Snapshot taken, stream running, 20 customers and 150 orders."""
+@contextlib.contextmanager
+def replicating(pair: DatabasePair, directory: Path) -> Iterator[Replication]:
     settings = Settings(
-        source={"dsn": pair.source_dsn, "slot": f"cut_{tmp_path.name}"[:60].lower().replace("-", "_")},  # type: ignore[arg-type]
+        source={"dsn": pair.source_dsn, "slot": f"cut_{directory.name}"[:60].lower().replace("-", "_")},  # type: ignore[arg-type]
         target={"dsn": pair.target_dsn},  # type: ignore[arg-type]
     )
     with contextlib.ExitStack() as stack:
@@ -156,8 +158,22 @@ def replication(pair: DatabasePair, tmp_path: Path) -> Iterator[Replication]:
         for conn in (source, target):
             conn.execute(SCHEMA)
         source.execute(SEED)
-        replication = Replication(pair, tmp_path, settings, source, target, stack)
+        replication = Replication(pair, directory, settings, source, target, stack)
         replication.start_service()
+        yield replication
+
+
+@pytest.fixture
+def replication(pair: DatabasePair, tmp_path: Path) -> Iterator[Replication]:
+    """Snapshot taken, stream running, 20 customers and 150 orders."""
+    with replicating(pair, tmp_path) as replication:
+        yield replication
+
+
+@pytest.fixture
+def own_replication(own_servers: DatabasePair, tmp_path: Path) -> Iterator[Replication]:
+    """The same on private servers."""
+    with replicating(own_servers, tmp_path) as replication:
         yield replication
 
 

@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 import signal
 import threading
+import time
+from collections.abc import Callable
+from typing import Any
 
 import psycopg
 import pytest
@@ -203,6 +206,72 @@ def test_a_target_that_is_lost_while_handing_over_is_asked_what_it_committed(rep
             verify="none", progress=at("finalize", "running", lambda: break_session(replication.target, "cutover"))
         )
     replication.assert_open("after the target came back")
+
+
+class LostAnswer(threading.Thread):
+    """Lets the target commit the hand-over and then never answer: it waits for a standby that does not exist."""
+
+    def __init__(self, r: Replication, then: Callable[[psycopg.Connection[Any]], object]) -> None:
+        super().__init__(daemon=True)
+        self.r, self.then = r, then
+
+    def begin(self) -> None:
+        """Called when `finalize` is about to commit. The service is not needed any more, and would wait too."""
+        self.r.stop_service()
+        self.configure("SET synchronous_standby_names = 'nobody'")
+        time.sleep(1)  # until the server's processes have read that
+        self.start()
+
+    def run(self) -> None:
+        with psycopg.connect(self.r.pair.target_dsn, autocommit=True) as conn:
+            wait_until(
+                lambda: (
+                    conn.execute(
+                        "SELECT count(*) FROM pg_stat_activity"
+                        " WHERE application_name = 'replicator cutover' AND wait_event = 'SyncRep'"
+                    ).fetchall()
+                    == [(1,)]
+                )
+            )
+            self.then(conn)
+
+    def configure(self, change: str) -> None:
+        with psycopg.connect(self.r.pair.target_dsn, autocommit=True) as conn:
+            conn.execute(f"ALTER SYSTEM {change}".encode())
+            conn.execute("SELECT pg_reload_conf()")
+
+
+def test_a_hand_over_whose_answer_is_lost_still_counts(own_replication: Replication):
+    """To take the error for a failure and reopen the source would make two masters."""
+    replication = own_replication
+
+    def hang_up(conn: psycopg.Connection[Any]) -> None:
+        break_session(conn, "cutover")
+        fault.configure("RESET synchronous_standby_names")
+
+    fault = LostAnswer(replication, hang_up)
+    report = replication.cutover(progress=at("finalize", "running", fault.begin))
+    assert report.finalized
+    assert report.writes_after_fence == 0
+    assert read_only_setting(replication.source) == "on"
+    replication.assert_same()
+
+
+def test_when_nobody_can_tell_whether_it_was_handed_over_the_source_stays_closed(
+    own_replication: Replication, monkeypatch: pytest.MonkeyPatch
+):
+    replication = own_replication
+    monkeypatch.setattr("replicator.cutover.finalize._RECONNECT_S", 2.0)
+    fault = LostAnswer(replication, lambda _: replication.pair.target.kill())
+    with pytest.raises(StateError, match="the source stays read-only"):
+        replication.cutover(progress=at("finalize", "running", fault.begin))
+    assert read_only_setting(replication.source) == "on"
+    fault.join(20)
+    replication.pair.target.start_again()
+    fault.configure("RESET synchronous_standby_names")
+    report = replication.cutover()
+    assert report.finalized
+    assert report.writes_after_fence == 0
 
 
 def test_the_previous_database_setting_is_restored(replication: Replication):
