@@ -98,7 +98,8 @@ def read_map_file(path: Path) -> MapFile:
     try:
         file = MapFile.model_validate(document)
     except ValidationError as exc:
-        raise Refused(_explain(exc, path), hint=_HINT) from None
+        is_dry_run = any(fault["type"] == "dry_run" for fault in exc.errors(include_url=False, include_input=False))
+        raise Refused(_explain(exc, path), hint=_DRY_RUN_HINT if is_dry_run else _HINT) from None
     _refuse_contradictions(file, path)
     return file
 
@@ -126,6 +127,7 @@ def write_map_file(path: Path, file: MapFile) -> None:
 
 
 _HINT: Final = 'a map file is {"retainUntil": …, "mappings": [{"supabaseUserId", "stackAuthUserId", "email"}]}'
+_DRY_RUN_HINT: Final = "a dry run creates no users: import the file that the real run wrote"
 
 _MESSAGES: Final = {
     "missing": "is missing",
