@@ -30,7 +30,7 @@ from tests.endurance.process import Service, command, environment, tail
 from tests.oracle import assert_same_freshtrack, assert_same_rows, assert_valid_foreign_keys
 
 COMMAND_TIMEOUT_S = 600.0
-WAIT_S = 240.0  # for what takes seconds on a machine of one's own
+WAIT_S = 400.0  # for what takes seconds on a machine of one's own
 
 Row = tuple[Any, ...]
 

@@ -28,7 +28,7 @@ def test_five_kills_lose_and_repeat_nothing(make_freshtrack, rng):
 @pytest.mark.timeout(2400)
 def test_twenty_five_kills_lose_and_repeat_nothing(make_freshtrack, rng):
     rig = make_freshtrack(rows=300_000, snapshot=SNAPSHOT)
-    with Workload(rig.writers_dsn, seed=2, extras=True, lookup_churn=True) as workload:
+    with Workload(rig.writers_dsn, seed=2, rate=80, extras=True, lookup_churn=True) as workload:
         rig.service.start()
         kill_during_snapshot(rig, rng, times=9, longest_s=5.0)
         kill_during_stream(rig, rng, times=10, longest_s=6.0)
@@ -60,8 +60,11 @@ def kill_during_snapshot(rig, rng, *, times, longest_s):
 
 
 def kill_during_stream(rig, rng, *, times, longest_s):
+    """Most of them while it streams, some while it is still starting."""
     for _ in range(times):
         rig.wait_for_stream()
+        if rng.random() < 0.8:
+            rig.wait_until(rig.walsender, "the stream does not begin")
         time.sleep(rng.uniform(0.1, longest_s))
         say("killed at phase", rig.phase(), "lag", rig.lag_bytes())
         rig.service.kill()

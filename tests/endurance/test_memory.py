@@ -93,7 +93,7 @@ def test_a_target_that_stands_still(make_freshtrack, own_servers):
 @pytest.mark.soak
 @pytest.mark.timeout(1800)
 def test_a_target_that_stands_still_for_two_minutes(make_freshtrack):
-    stand_still(make_freshtrack(rows=20_000), timeout_s=10, pause_s=120, rate=None)
+    stand_still(make_freshtrack(rows=20_000), timeout_s=10, pause_s=120, rate=200)
 
 
 def stand_still(rig, *, timeout_s, pause_s, rate):

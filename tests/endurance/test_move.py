@@ -19,7 +19,7 @@ def test_a_written_database_moves_whole(make_freshtrack):
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("own_servers", ALL_PAIRS, indirect=True)
 def test_a_database_under_a_minute_of_load_moves_whole(make_freshtrack):
-    move(make_freshtrack(rows=60_000), seconds=60, rate=None)
+    move(make_freshtrack(rows=60_000), seconds=60, rate=150)
 
 
 def move(rig, *, seconds, rate):

@@ -22,7 +22,7 @@ def test_the_service_survives_a_crash_of_a_server(make_freshtrack, rng, side):
 @pytest.mark.parametrize("side", SIDES)
 def test_the_service_survives_many_crashes_of_a_server(make_freshtrack, rng, side):
     rig = make_freshtrack(rows=150_000, snapshot={"workers": 2, "split_above": "1MB"})
-    survive(rig, rng, side, during_snapshot=3, during_stream=8, longest_s=8.0, rate=None)
+    survive(rig, rng, side, during_snapshot=3, during_stream=8, longest_s=8.0, rate=80)
 
 
 def survive(rig, rng, side, *, during_snapshot, during_stream, longest_s, rate):
