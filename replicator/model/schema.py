@@ -37,6 +37,7 @@ class Type:
     base: Type | None = None  # of a domain
     attributes: tuple[tuple[str, Type], ...] = ()  # of a composite
     labels: tuple[str, ...] = ()  # of an enum, in sort order
+    equality_schema: str = "pg_catalog"  # where the `=` of its default btree operator class lives
 
 
 @dataclass(frozen=True, slots=True)

@@ -95,7 +95,8 @@ def load_types(conn: Connection, oids: Iterable[int]) -> dict[int, Type]:
 
 def _build_type(oid: int, rows: dict[int, tuple[Any, ...]], types: dict[int, Type]) -> Type:
     if oid not in types:
-        _, name, kind, category, has_binary, array_oid, element, base, attributes, attribute_oids, labels = rows[oid]
+        _, name, kind, category, has_binary, array_oid, element, base, *made_of, equality_schema = rows[oid]
+        attributes, attribute_oids, labels = made_of
         types[oid] = Type(
             oid=oid,
             name=name,
@@ -110,6 +111,7 @@ def _build_type(oid: int, rows: dict[int, tuple[Any, ...]], types: dict[int, Typ
                 for attribute, attribute_oid in zip(attributes, attribute_oids, strict=True)
             ),
             labels=tuple(labels),
+            equality_schema=equality_schema,
         )
     return types[oid]
 

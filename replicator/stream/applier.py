@@ -294,6 +294,8 @@ class Applier:
     def _ordered_statements(self, event: RowEvent | Truncation, deleted: bool) -> list[_Statement]:
         if isinstance(event, Truncation):
             tables = [self._of(table) for table in event.tables]
+            if not event.complete:
+                return [_Statement(one.empty, (), None, Op.TRUNCATE, str(one.route)) for one in tables]
             statement = truncate(tables, restart_identity=event.restart_identity)
             return [_Statement(statement, (), None, Op.TRUNCATE, ", ".join(map(str, event.tables)))]
         op, table, old_key, row = event

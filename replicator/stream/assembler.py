@@ -215,7 +215,8 @@ class Assembler:
             if table.mismatch is not None:
                 raise table.mismatch
         if tables:
-            batch.events.append(Truncation(tables, truncate.restart_identity))
+            complete = len(tables) == len(truncate.relation_oids)
+            batch.events.append(Truncation(tables, truncate.restart_identity, complete))
 
     def _message(self, message: pgoutput.LogicalMessage) -> Batch | None:
         if message.prefix != messages.PREFIX or not message.transactional:

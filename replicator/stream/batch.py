@@ -27,10 +27,15 @@ RowEvent = tuple[Op, "RoutedTable", Row | None, Row | None]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Truncation:
-    """TRUNCATE of ``tables``, as one statement."""
+    """TRUNCATE of ``tables``, as one statement.
+
+    Not ``complete`` where others that were truncated with them are skipped: these may reference ours, and PostgreSQL
+    truncates a referenced table only together with those that reference it.
+    """
 
     tables: tuple[RoutedTable, ...]
     restart_identity: bool
+    complete: bool = True
 
 
 @dataclass(frozen=True, slots=True, eq=False)

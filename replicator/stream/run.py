@@ -87,6 +87,20 @@ class Stream:
             TransientError: a connection was lost; run again from the checkpoint.
             SlotLost, SchemaMismatch, RowRejected, UnmappedId, …: stop.
         """
+        with contextlib.ExitStack() as stack:
+            stack.callback(self._close_source)
+            applier, receiver = self._prepare()
+            stack.callback(receiver.stop)
+            stack.callback(self._abandon, applier)
+            watchdog = _Watchdog(self._stop, self._writer)
+            stack.callback(watchdog.finish)
+            self._inbox.put(Batch(remap=True))
+            receiver.start()
+            log.info("streaming", slot=self._slot, lsn=str(self._committed))
+            watchdog.start()
+            return self._apply_until_done(applier)
+
+    def _prepare(self) -> tuple[Applier, Receiver]:
         with translated("target"):
             states = load_table_states(self._writer, self._slot)
         guard_start(self._open_source(), self._settings, self._routes, self._checkpoint, states)
@@ -110,7 +124,7 @@ class Stream:
             part_bytes=self._settings.stream.max_batch_bytes,
         )
         replication = connect(self._settings.source.dsn, "source", purpose="stream", replication=True)
-        receiver = Receiver(
+        return applier, Receiver(
             replication,
             slot=self._slot,
             publication=self._settings.source.publication,
@@ -120,19 +134,6 @@ class Stream:
             committed=lambda: self._committed,
             before_transaction=self._take_map_changes,
         )
-        watchdog = _Watchdog(self._stop, self._writer)
-        try:
-            self._inbox.put(Batch(remap=True))
-            receiver.start()
-            log.info("streaming", slot=self._slot, lsn=str(self._committed))
-            watchdog.start()
-            return self._apply_until_done(applier)
-        finally:
-            watchdog.finish()
-            self._abandon(applier)
-            receiver.stop()
-            if self._source is not None:
-                self._source.close()
 
     def _apply_until_done(self, applier: Applier) -> Outcome:
         while True:
@@ -302,6 +303,10 @@ class Stream:
         if self._source is None:
             self._source = connect(self._settings.source.dsn, "source", purpose="lookup")
         return self._source
+
+    def _close_source(self) -> None:
+        if self._source is not None:
+            self._source.close()
 
     def _abandon(self, applier: Applier) -> None:
         try:

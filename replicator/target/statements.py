@@ -79,6 +79,12 @@ class TableStatements:
         )
 
     @cached_property
+    def empty(self) -> bytes:
+        """Delete all rows, where TRUNCATE is not allowed."""
+        only = sql.SQL("DELETE FROM {}" if self.route.target.kind == "p" else "DELETE FROM ONLY {}")
+        return with_placeholders(only.format(self.table))
+
+    @cached_property
     def delete_whole(self) -> bytes:
         """Delete one row that equals the given one in every column: for tables without a key."""
         return with_placeholders(sql.SQL("DELETE FROM {} AS t WHERE {}").format(self.table, self._same_row()))
@@ -133,7 +139,13 @@ class TableStatements:
 
     def _same_key(self) -> sql.Composed:
         return sql.SQL(" AND ").join(
-            sql.SQL("{} = {}").format(sql.Identifier("t", name), sql.Identifier("s", name)) for name in self.key
+            sql.SQL("{} OPERATOR({}.=) {}").format(
+                sql.Identifier("t", name),
+                # With an empty search_path an extension's own `=` would not be found, or text's be taken instead.
+                sql.Identifier(self.route.target.by_name[name].type.equality_schema),
+                sql.Identifier("s", name),
+            )
+            for name in self.key
         )
 
     def _same_fixed(self, assigned: tuple[int, ...], row: str) -> sql.Composed:

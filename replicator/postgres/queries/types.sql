@@ -34,6 +34,17 @@ SELECT
     coalesce((
         SELECT pg_catalog.array_agg(e.enumlabel::text ORDER BY e.enumsortorder) FROM pg_catalog.pg_enum e
         WHERE e.enumtypid = t.oid
-    ), '{}')
+    ), '{}'),
+    coalesce((
+        SELECT n.nspname::text
+        FROM pg_catalog.pg_opclass c
+        JOIN pg_catalog.pg_am m ON m.oid = c.opcmethod AND m.amname = 'btree'
+        JOIN pg_catalog.pg_amop a ON a.amopfamily = c.opcfamily AND a.amopstrategy = 3
+            AND a.amoplefttype = c.opcintype AND a.amoprighttype = c.opcintype
+        JOIN pg_catalog.pg_operator o ON o.oid = a.amopopr AND o.oprname = '='
+        JOIN pg_catalog.pg_namespace n ON n.oid = o.oprnamespace
+        WHERE c.opcdefault AND c.opcintype = CASE WHEN t.typtype = 'd' THEN t.typbasetype ELSE t.oid END
+        LIMIT 1
+    ), 'pg_catalog')
 FROM pg_catalog.pg_type t
 WHERE t.oid IN (SELECT oid FROM parts)
