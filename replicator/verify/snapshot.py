@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from types import TracebackType
-from typing import Final, LiteralString, Self
+from typing import Final, Self
 
 from psycopg import sql
 from psycopg.pq import TransactionStatus
@@ -40,23 +40,6 @@ class Sessions:
             dsn = self.settings.source.dsn if side == "source" else self.settings.target.dsn
             self._open[side] = connect(dsn, side, purpose="verify")
         return self._open[side]
-
-    def begin_reading(self) -> None:
-        """Inside a snapshot: from here on table locks are taken that `end_reading` lets go."""
-        self._execute("SAVEPOINT reading")
-
-    def end_reading(self) -> None:
-        """Let go of the tables read since `begin_reading`, and stay in the snapshot.
-
-        A TRUNCATE waits for these locks: on the target the stream behind it, which we wait for in turn, and on the
-        source everybody who wants that table.
-        """
-        self._execute("ROLLBACK TO SAVEPOINT reading")
-
-    def _execute(self, statement: LiteralString) -> None:
-        for side, conn in self._open.items():
-            with translated(side):
-                conn.execute(statement)
 
     def end(self, side: Side) -> None:
         """End the session's transaction; close the session if it is in the middle of a statement."""
