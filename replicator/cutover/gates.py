@@ -202,16 +202,17 @@ def _indexes(subject: Subject) -> Iterator[Gate]:
 
 
 def _constraints(subject: Subject) -> Iterator[Gate]:
+    routes = {route.target.oid: route for route in subject.routes}
     rows = query(
         subject.target,
         """
-        SELECT conrelid::regclass::text, conname::text FROM pg_catalog.pg_constraint
+        SELECT conrelid::bigint, conname::text FROM pg_catalog.pg_constraint
         WHERE NOT convalidated AND conrelid = ANY (%s) ORDER BY 1, 2
         """,
-        [route.target.oid for route in subject.routes],
+        list(routes),
     )
-    for table, name in rows:
-        yield Gate("constraints", "warn", f"constraint {name} of {table} is NOT VALID on the target",
+    for oid, name in rows:
+        yield Gate("constraints", "warn", f"constraint {name} of {routes[oid]} is NOT VALID on the target",
                    "left as it is; ALTER TABLE … VALIDATE CONSTRAINT checks it")  # fmt: skip
 
 
