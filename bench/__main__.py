@@ -9,7 +9,7 @@ import statistics
 import tempfile
 from pathlib import Path
 
-from bench.lab import Lab, children_cpu_s, lab, native_catch_up, native_pause, native_subscribe
+from bench.lab import Lab, children_cpu_s, lab, native_catch_up, native_pause, native_subscribe, native_unsubscribe
 
 
 def main() -> None:
@@ -20,50 +20,55 @@ def main() -> None:
     parser.add_argument("--durable", action="store_true", help="fsync on")
     parser.add_argument("--json", type=Path, help="write the figures here")
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory(prefix="replicator-bench-") as directory:
-        with lab(Path(directory), rows=options.rows, durable=options.durable) as made:
-            print(f"PostgreSQL {made.source.major} → {made.target.major}, {platform.machine()}, "
-                  f"fsync {'on' if options.durable else 'off'}, {options.rows} rows, ID maps on in ours", flush=True)  # fmt: skip
-            figures = measure(made, options.transactions, options.rounds)
+    with (
+        tempfile.TemporaryDirectory(prefix="replicator-bench-") as directory,
+        lab(Path(directory), rows=options.rows, durable=options.durable) as made,
+    ):
+        servers = f"PostgreSQL {made.source.major} → {made.target.major}, {platform.machine()}"
+        say(f"{servers}, fsync {'on' if options.durable else 'off'}, ID maps on in ours; seconds include process start")
+        figures = measure(made, options.rows, options.transactions, options.rounds)
     if options.json:
-        options.json.write_text(
-            json.dumps({"options": {k: str(v) for k, v in vars(options).items()}, **figures}, indent=2)
-        )
+        told = {name: str(value) for name, value in vars(options).items()}
+        options.json.write_text(json.dumps({"servers": servers, "options": told, **figures}, indent=2))
 
 
-def measure(made: Lab, transactions: int, rounds: int) -> dict[str, object]:
-    # made.replicator("users", "import", str(made.settings.parent / "map.json"))
-    ours_s = made.replicator("snapshot")
-    native_s = native_subscribe(made)
-    print(
-        f"snapshot                     ours {ours_s:6.1f} s   subscription {native_s:6.1f} s   {native_s / ours_s:.2f} ×",
-        flush=True,
-    )
+def measure(made: Lab, rows: int, transactions: int, rounds: int) -> dict[str, object]:
+    made.replicator("users", "import", str(made.settings.parent / "map.json"))
+    snapshot = made.replicator("snapshot"), native_subscribe(made)
+    compare(f"snapshot of {rows} rows", snapshot)
     streams = []
     for number in range(rounds):
         native_pause(made)
         made.execute(made.source_dsn, f"CALL public.bench_transactions({transactions})")
-
-        def ours() -> float:
-            before = children_cpu_s()
-            seconds = made.replicator("run", "--until-caught-up")
-            print(
-                f"  our process: {(children_cpu_s() - before) * 1e6 / (3 * transactions):.1f} µs CPU per change",
-                flush=True,
-            )
-            return seconds
-
-        pair = (ours(), native_catch_up(made)) if number % 2 == 0 else tuple(reversed((native_catch_up(made), ours())))
+        # In turn, so that neither always finds the caches warm.
+        if number % 2 == 0:
+            pair = (ours := catch_up(made)), native_catch_up(made)
+        else:
+            native = native_catch_up(made)
+            pair = (ours := catch_up(made)), native
         streams.append(pair)
-        print(f"{transactions} × 3 rows, round {number + 1}   ours {pair[0]:6.1f} s   subscription {pair[1]:6.1f} s   "
-              f"{pair[1] / pair[0]:.2f} ×", flush=True)  # fmt: skip
+        compare(f"{transactions} × 3 rows, round {number + 1}", (ours, pair[1]))
     ratio = statistics.median(native / ours for ours, native in streams)
-    print(f"stream, median ratio: {ratio:.2f} ×", flush=True)
-    made.execute(
-        made.native_dsn, "ALTER SUBSCRIPTION native DISABLE", "ALTER SUBSCRIPTION native SET (slot_name = NONE)"
-    )
-    made.execute(made.native_dsn, "DROP SUBSCRIPTION native")
-    return {"snapshot_s": {"ours": ours_s, "native": native_s}, "streams_s": streams, "stream_ratio": ratio}
+    say(f"stream: {ratio:.2f} × the subscription (median)")
+    native_unsubscribe(made)
+    return {"snapshot_s": snapshot, "streams_s": streams, "stream_ratio": ratio}
+
+
+def catch_up(made: Lab) -> float:
+    """Our seconds; prints the CPU time of our process as well."""
+    before = children_cpu_s()
+    seconds = made.replicator("run", "--until-caught-up")
+    say(f"    CPU of our process: {children_cpu_s() - before:.1f} s")
+    return seconds
+
+
+def compare(what: str, seconds: tuple[float, float]) -> None:
+    ours, native = seconds
+    say(f"{what:32} ours {ours:6.1f} s   subscription {native:6.1f} s   {native / ours:.2f} ×")
+
+
+def say(line: str) -> None:
+    print(line, flush=True)
 
 
 if __name__ == "__main__":

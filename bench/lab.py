@@ -29,7 +29,8 @@ DECLARE
 BEGIN
     FOR i IN 1..n LOOP
         unit := units[1 + i % array_length(units, 1)];
-        INSERT INTO public.sensor_readings (id, unit_id, temperature, humidity, battery, signal_strength, recorded_at, source)
+        INSERT INTO public.sensor_readings
+            (id, unit_id, temperature, humidity, battery, signal_strength, recorded_at, source)
         VALUES (gen_random_uuid(), unit, 3.5, 40, 90, -70, timestamptz '2025-01-01' + i * interval '1 second', 'ble');
         UPDATE public.units SET last_reading_at = now(), last_temperature = i WHERE id = unit;
         INSERT INTO public.event_logs (organization_id, actor_type, event_type, entity_type, hash)
@@ -71,6 +72,7 @@ class Lab:
             [sys.executable, "-m", "replicator", "-c", str(self.settings), *arguments],
             check=True,
             stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
             env={**os.environ, "REPLICATOR_METRICS__LISTEN": ""},
         )
         return time.monotonic() - started
@@ -143,6 +145,15 @@ def native_catch_up(made: Lab) -> float:
         f"SELECT replay_lsn >= '{lsn}' FROM pg_stat_replication WHERE application_name = '{SUBSCRIPTION}'",
     )
     return time.monotonic() - started
+
+
+def native_unsubscribe(made: Lab) -> None:
+    made.execute(
+        made.native_dsn,
+        f"ALTER SUBSCRIPTION {SUBSCRIPTION} DISABLE",
+        f"ALTER SUBSCRIPTION {SUBSCRIPTION} SET (slot_name = NONE)",
+        f"DROP SUBSCRIPTION {SUBSCRIPTION}",
+    )
 
 
 def children_cpu_s() -> float:

@@ -103,9 +103,7 @@ class RouteSettings(_Section):
 class Settings(BaseSettings):
     """All settings. Precedence: option, environment (``REPLICATOR_SOURCE__DSN``), file, default."""
 
-    model_config = SettingsConfigDict(
-        env_prefix="REPLICATOR_", env_nested_delimiter="__", extra="forbid", frozen=True
-    )
+    model_config = SettingsConfigDict(env_prefix="REPLICATOR_", env_nested_delimiter="__", extra="forbid", frozen=True)
 
     source: Source = Source()
     target: Target = Target()

@@ -134,6 +134,10 @@ def set_gauges(status: Status) -> None:
     for table in status.tables:
         if table.state in metrics.TABLE_STATES:
             metrics.set_table_state(table.name, table.state)
+        if table.differences is not None:
+            metrics.VERIFY_DIFFERENCES.labels(table=table.name).set(table.differences)
     for step in status.cutover:
         if step.step in metrics.CUTOVER_STEPS and step.state in metrics.CUTOVER_STATES:
             metrics.set_cutover_step(step.step, step.state)
+        if step.write_downtime_seconds is not None:
+            metrics.CUTOVER_WRITE_DOWNTIME_SECONDS.set(step.write_downtime_seconds)

@@ -54,6 +54,7 @@ class TableStatus:
     rows_copied: int
     rows_applied: int
     snapshot_lsn: str | None
+    differences: int | None = None  # of the last verification
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +65,7 @@ class StepStatus:
     state: str
     started_at: str | None
     finished_at: str | None
+    write_downtime_seconds: float | None = None  # of `finalize`
 
 
 @dataclass(frozen=True, slots=True)
@@ -260,16 +262,24 @@ class StatusReader:
 
 def _table(table: state.TableState) -> TableStatus:
     lsn = None if table.snapshot_lsn is None else str(table.snapshot_lsn)
-    return TableStatus(show_table(table.name), table.state, table.rows_copied, table.rows_applied, lsn)
+    return TableStatus(
+        show_table(table.name), table.state, table.rows_copied, table.rows_applied, lsn, table.differences
+    )
 
 
 def _load_steps(conn: Connection, slot: str) -> tuple[StepStatus, ...]:
     rows: list[tuple[Any, ...]] = query(
         conn,
-        "SELECT step, state, started_at, finished_at FROM replicator.cutover_step WHERE slot = %s ORDER BY position",
+        """
+        SELECT step, state, started_at, finished_at, (detail ->> 'write_downtime_seconds')::float8
+        FROM replicator.cutover_step WHERE slot = %s ORDER BY position
+        """,
         slot,
     )
-    return tuple(StepStatus(step, name, _iso(started), _iso(finished)) for step, name, started, finished in rows)
+    return tuple(
+        StepStatus(step, name, _iso(started), _iso(finished), downtime)
+        for step, name, started, finished, downtime in rows
+    )
 
 
 def _iso(time: dt.datetime | None) -> str | None:

@@ -129,6 +129,12 @@ def _ask_service(settings: Settings, selection: Selection, conn: Connection) -> 
     if checkpoint is None or checkpoint.phase not in ("catching_up", "streaming"):
         phase = "new" if checkpoint is None else checkpoint.phase
         raise Refused(f"no table can be copied again at phase {phase}", hint="wait until the snapshot is complete")
+    unknown = set(names) - state.load_table_states(conn, slot).keys()
+    if unknown:
+        raise Refused(
+            f"the running service does not know {names_of(sorted(unknown))}",
+            hint="stop it, run this command again, then start it with the settings that name the table",
+        )
     before = _request(conn, slot, names)
     seen = time.monotonic()
     while True:

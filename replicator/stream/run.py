@@ -98,7 +98,16 @@ class Stream:
             receiver.start()
             log.info("streaming", slot=self._slot, lsn=str(self._committed))
             watchdog.start()
-            return self._apply_until_done(applier)
+            outcome = self._apply_until_done(applier)
+            self._write_last_counts(applier)
+            return outcome
+
+    def _write_last_counts(self, applier: Applier) -> None:
+        """What the last second applied. Only a count: losing it to an outage is no reason to fail."""
+        with contextlib.suppress(psycopg.Error):
+            applier.rollback()
+            if self._applied_rows:
+                add_rows_applied(self._writer, self._slot, self._applied_rows)
 
     def _prepare(self) -> tuple[Applier, Receiver]:
         with translated("target"):

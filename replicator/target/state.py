@@ -53,6 +53,7 @@ class TableState:
     rows_copied: int
     bytes_copied: int
     rows_applied: int
+    differences: int | None  # of the last verification; None: not verified yet
 
 
 def migrate(conn: Connection) -> None:
@@ -197,7 +198,8 @@ def load_table_states(conn: Connection, slot: str) -> dict[TableName, TableState
         conn,
         """
         SELECT table_schema, table_name, state, attempt, snapshot_lsn::text, coalesce(columns, '{}'),
-               coalesce(homeless, columns, '{}'), published, rows_copied, bytes_copied, rows_applied
+               coalesce(homeless, columns, '{}'), published, rows_copied, bytes_copied, rows_applied,
+               differences
         FROM replicator.table_state WHERE slot = %s ORDER BY table_schema, table_name
         """,
         slot,
@@ -292,6 +294,17 @@ def hold_attempt(conn: Connection, slot: str, name: TableName) -> int:
         *name,
     )
     return int(rows[0][0]) if rows else 0
+
+
+def record_differences(conn: Connection, slot: str, differences: Mapping[TableName, int]) -> None:
+    """Note what a verification found, for `status` and the metrics of the service."""
+    conn.cursor().executemany(
+        """
+        UPDATE replicator.table_state SET differences = %s
+        WHERE slot = %s AND table_schema = %s AND table_name = %s
+        """,
+        [(count, slot, schema, name) for (schema, name), count in differences.items()],
+    )
 
 
 def add_rows_applied(conn: Connection, slot: str, rows: Mapping[TableName, int]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Final
 
@@ -71,7 +71,22 @@ def verify(
         plans = [plan_table(route, utf8=utf8) for route in chosen]
         follower = Follower(sessions, timeout_s=stream_timeout_s, stop=stop) if live else None
         with SnapshotPair(settings, follower) as pair:
-            return _Run(job, pair, plans, counts_only).report()
+            report = _Run(job, pair, plans, counts_only).report()
+        _record(sessions, {table.name: table for table in report.tables}, chosen)
+        return report
+
+
+def _record(sessions: Sessions, tables: Mapping[str, TableReport], routes: Sequence[Route]) -> None:
+    """Leave the numbers where the service finds them for its metrics."""
+    target = sessions.get("target")
+    with translated("target"):
+        if not state.exists(target):
+            return
+        state.record_differences(
+            target,
+            sessions.settings.source.slot,
+            {route.name: tables[str(route)].differences for route in routes if str(route) in tables},
+        )
 
 
 class _Run:

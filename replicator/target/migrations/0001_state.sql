@@ -36,6 +36,7 @@ CREATE TABLE replicator.table_state (
     rows_copied bigint NOT NULL DEFAULT 0,
     bytes_copied bigint NOT NULL DEFAULT 0,
     rows_applied bigint NOT NULL DEFAULT 0,
+    differences bigint,                     -- rows that the last verification found missing, extra or different
     started_at timestamptz,
     finished_at timestamptz,
     PRIMARY KEY (slot, table_schema, table_name)
