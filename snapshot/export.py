@@ -81,7 +81,7 @@ def _refuse_changed(conn: Connection, tables: Collection[Table]) -> None:
     rows = query(
         conn,
         """
-        SELECT c.oid::bigint,
+        SELECT c.oid::bigint, n.nspname::text, c.relname::text,
                -- a query sees the catalog of the snapshot, the function the present one
                NOT EXISTS (
                    SELECT FROM pg_catalog.pg_class l
@@ -89,14 +89,14 @@ def _refuse_changed(conn: Connection, tables: Collection[Table]) -> None:
                      AND l.relkind = 'r' AND l.relfilenode IS DISTINCT FROM pg_catalog.pg_relation_filenode(l.oid)),
                ARRAY(SELECT a.attname::text FROM pg_catalog.pg_attribute a
                      WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped ORDER BY a.attnum)
-        FROM pg_catalog.pg_class c WHERE c.oid = ANY (%s::oid[])
+        FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+        WHERE c.oid = ANY (%s::oid[])
         """,
         [table.oid for table in tables],
     )
-    found = {oid: (same_file, tuple(columns)) for oid, same_file, columns in rows}
+    found = {oid: (same_file, (schema, name), tuple(columns)) for oid, schema, name, same_file, columns in rows}
     for table in tables:
-        same_file, columns = found.get(table.oid, (False, ()))
-        if not same_file or columns != tuple(column.name for column in table.columns):
+        if found.get(table.oid) != (True, table.name, tuple(column.name for column in table.columns)):
             raise TransientError(f"table {table} was altered on the source while the snapshot was being taken")
 
 

@@ -119,6 +119,20 @@ def test_tables_left_out_stay_pending_and_come_with_the_next_run(case):
     assert counts(case) == (50, 51)
 
 
+def test_a_session_that_a_killed_run_left_behind_is_ended(case):
+    """The server does not notice for hours that a host is gone, and the session holds its table against us."""
+    assert case.run(exclude=[("public", "child")]) is False
+    case.execute("target", "UPDATE replicator.table_state SET state = 'copying' WHERE table_name = 'parent'")
+    dsn = psycopg.conninfo.make_conninfo(case.target_dsn, application_name=f"replicator copy {case.slot}"[:63])
+    with psycopg.connect(dsn) as orphan:
+        orphan.execute("INSERT INTO parent VALUES (999, 'half')")
+        orphan.execute("SELECT FROM replicator.table_state WHERE table_name = 'parent' FOR SHARE")
+        assert case.run()
+        with pytest.raises(psycopg.OperationalError):
+            orphan.execute("SELECT 1")
+    assert counts(case) == (50, 50)
+
+
 def test_a_pending_table_that_somebody_filled_meanwhile_is_refused(case):
     assert case.run(exclude=[("public", "child")]) is False
     case.execute("target", "INSERT INTO child VALUES (1000, 1)")

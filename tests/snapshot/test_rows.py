@@ -7,6 +7,7 @@ import traceback
 import psycopg
 import pytest
 
+import snapshot.export
 import snapshot.pool
 from replicator.errors import ReplicatorError, RowRejected, TransientError, UnmappedId
 from snapshot.copy import CopyTask, copy_part
@@ -98,6 +99,45 @@ def test_alter_and_truncate_wait_until_the_copy_is_over(pair):
     assert case.run(executor=Delayed(alter))
     assert len(failures) >= 2
     assert case.value("target", "SELECT count(*) FROM t") == 100
+
+
+REPLACE = """
+CREATE SCHEMA attic; ALTER TABLE t SET SCHEMA attic;
+CREATE TABLE t (LIKE attic.t INCLUDING ALL); INSERT INTO t VALUES (1, 1);
+ALTER PUBLICATION replicator SET TABLE t
+"""
+
+
+@pytest.mark.parametrize(
+    "moment, change",
+    [
+        ("_lock", "ALTER TABLE t ALTER v TYPE bigint"),
+        ("_lock", "TRUNCATE t"),
+        ("create_slot", "ALTER TABLE t ADD w int"),
+        ("create_slot", "ALTER TABLE t RENAME v TO w"),
+        ("create_slot", REPLACE),
+    ],
+)
+def test_a_table_altered_in_the_moment_of_the_snapshot_is_noticed(pair, moment, change):
+    """Between planning and the consistent point the route goes stale; between that and the lock a rewritten
+    table looks empty. The next try plans anew."""
+    case = make(pair, "CREATE TABLE t (id int PRIMARY KEY, v int)")
+    case.execute("source", "INSERT INTO t SELECT g, g FROM generate_series(1, 100) g")
+    original = getattr(snapshot.export, moment)
+
+    def change_first(*args, **options):
+        case.execute("source", change)
+        return original(*args, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(snapshot.export, moment, change_first)
+        with pytest.raises(TransientError, match="table t was altered"):
+            case.run()
+    assert case.phase() == "new"
+    if "bigint" in change or " w" in change:
+        case.execute("target", change)
+    assert case.run()
+    assert_equal(case, "t")
 
 
 def test_rows_of_inheritance_children_belong_to_the_children(pair):

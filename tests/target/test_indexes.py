@@ -135,6 +135,18 @@ def test_indexes_of_another_role_stay(conn, database):
             other.execute("DROP OWNED BY index_tester; DROP ROLE index_tester")
 
 
+def test_indexes_stay_where_a_foreign_key_rests_on_one_partition(conn):
+    conn.execute("SET search_path = public")
+    conn.execute("CREATE TABLE refers (v text, day date, id int, FOREIGN KEY (v, day, id) REFERENCES p_1 (v, day, id))")
+    conn.execute("SET search_path = ''")
+    before = conn.execute(ALL).fetchall()
+    dropped, kept = defer(conn, "p")
+    assert dropped == []
+    assert "by_v_day" in kept
+    assert conn.execute(ALL).fetchall() == before
+    assert indexes.pending(conn) == []
+
+
 def test_the_memory_for_builds_is_raised_and_never_lowered(conn):
     def build_with(setting):
         conn.execute(f"SET maintenance_work_mem = '{setting}'")
