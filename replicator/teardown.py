@@ -89,6 +89,13 @@ def _clear_source(
 ) -> None:
     slot = load_slot(source, settings.source.slot)
     _refuse_foreign(source, slot, checkpoint)
+    if checkpoint is None and slot is not None:
+        # Nothing on this target says that it is ours: another replicator, stopped for the moment, may live on it.
+        kept.append(
+            f"slot {slot.name} and publication {settings.source.publication} on the source: this target has no state "
+            f"of theirs; if nobody needs them, SELECT pg_drop_replication_slot('{slot.name}') and DROP PUBLICATION"
+        )
+        return
     if slot is not None:
         try:
             drop_slot(source, slot.name)

@@ -213,6 +213,7 @@ def test_unmapped_ids_and_cutover_steps_are_shown_and_no_problem(case):
         "state": "done",
         "started_at": "2026-01-01T00:00:00+00:00",
         "finished_at": None,
+        "write_downtime_seconds": None,
     }
     assert [step["step"] for step in document["cutover"]] == ["check", "freeze"]
     assert all("service is not running" in problem for problem in status.problems)
