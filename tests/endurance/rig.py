@@ -10,6 +10,7 @@ import subprocess
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -76,8 +77,17 @@ class Rig:
         rows = self.ask_state("SELECT phase FROM replicator.checkpoint WHERE slot = %s", self.slot)
         return rows[0][0] if rows else "new"
 
-    def cutover_steps(self) -> dict[str, str]:
-        rows = self.ask_state("SELECT step, state FROM replicator.cutover_step WHERE slot = %s", self.slot)
+    def clock(self) -> datetime:
+        """The target's."""
+        [(now,)] = self.ask("target", "SELECT clock_timestamp()")
+        assert isinstance(now, datetime)
+        return now
+
+    def cutover_steps(self, since: datetime) -> dict[str, str]:
+        """Step → state, of an attempt that began after ``since``."""
+        rows = self.ask_state(
+            "SELECT step, state FROM replicator.cutover_step WHERE slot = %s AND started_at > %s", self.slot, since
+        )
         return dict(rows)
 
     def lag_bytes(self) -> int | None:
@@ -153,7 +163,9 @@ class Rig:
             time.sleep(0.02)
 
     def wait_for_stream(self) -> None:
-        self.wait_until(lambda: self.phase() in ("catching_up", "streaming"), "the snapshot is not done")
+        self.wait_until(
+            lambda: self.phase() in ("catching_up", "streaming", "cutting_over"), "the snapshot is not done"
+        )
 
     def wait_until_near(self, within_bytes: int = 1 << 20) -> None:
         """The stream has nearly caught up with writers that go on writing."""

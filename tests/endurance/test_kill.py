@@ -75,10 +75,11 @@ def kill_cutover(rig, rng, *, times):
     """The command dies between freeze and hand-over: the source's writers go on, and it can be run again."""
     for _ in range(times):
         rig.wait_until_near()
+        since = rig.clock()
         process = rig.popen("cutover", "--yes")
-        rig.wait_until(lambda: rig.cutover_steps().get("freeze") in ("running", "done"), "no freeze")
+        rig.wait_until(lambda: "freeze" in rig.cutover_steps(since), "no freeze")  # noqa: B023 - called at once
         time.sleep(rng.uniform(0.0, 0.6))
-        say("cutover killed at", {step for step, state in rig.cutover_steps().items() if state == "running"})
+        say("cutover killed at", {step for step, state in rig.cutover_steps(since).items() if state == "running"})
         assert process.poll() is None, process.communicate()
         process.kill()
         process.communicate()
@@ -91,15 +92,16 @@ def kill_service_during_drain(rig, rng, *, burst, times=1):
     with psycopg.connect(rig.target_dsn) as blocker:
         blocker.execute("LOCK TABLE append_log IN SHARE ROW EXCLUSIVE MODE")
         rig.ask("source", "INSERT INTO append_log SELECT n, 'burst' FROM generate_series(1, %s) AS n", burst)
+        since = rig.clock()
         process = rig.popen("cutover", "--yes", "--max-lag-bytes", str(1 << 40), "--report", str(file))
         try:
             for _ in range(times):
-                rig.wait_until(lambda: process.poll() is not None or is_draining(rig), "no drain")
+                rig.wait_until(lambda: process.poll() is not None or is_draining(rig, since), "no drain")
                 rig.wait_until(lambda: process.poll() is not None or rig.walsender(), "the stream does not go on")
                 assert process.poll() is None, process.communicate()
                 time.sleep(rng.uniform(0.0, 1.0))
                 rig.service.kill()
-                assert is_draining(rig)
+                assert is_draining(rig, since)
                 say("service killed during the drain")
                 rig.service.start()
             blocker.rollback()
@@ -112,5 +114,5 @@ def kill_service_during_drain(rig, rng, *, burst, times=1):
     rig.cutover_done(file)
 
 
-def is_draining(rig):
-    return rig.cutover_steps().get("drain") == "running"
+def is_draining(rig, since):
+    return rig.cutover_steps(since).get("drain") == "running"
