@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Final
 
 from replicator.postgres.connection import Side, query, translated
-from replicator.verify.findings import Findings
-from replicator.verify.job import Desk
 from replicator.verify.plan import Plan
 from replicator.verify.snapshot import Follower, Sessions
 
@@ -14,36 +14,59 @@ _ROUNDS: Final = 10
 _STEADY: Final = 2  # rounds in a row in which the source's count did not move and the target's was another
 
 
-def count_rows(plan: Plan, desk: Desk, findings: Findings) -> tuple[int, int]:
-    """Rows of the source and of the target, at one position."""
-    follower = desk.job.follower(desk.later)
-    if follower is not None:
-        source, target = _count_live(plan, desk.later, follower, findings)
-    else:
-        with desk.pair.transaction(desk.snapshots):
-            source, target = _count(plan, desk.snapshots, "source"), _count(plan, desk.snapshots, "target")
-    findings.missing = max(0, source - target)
-    findings.extra = max(0, target - source)
-    return source, target
+@dataclass(slots=True)
+class RowCount:
+    """The numbers of rows of one table at one position, once settled."""
 
+    plan: Plan
+    source: int = 0
+    target: int = 0
+    note: str = ""
+    steady: int = 0
 
-def _count_live(plan: Plan, sessions: Sessions, follower: Follower, findings: Findings) -> tuple[int, int]:
-    """The target's count, between two of the source's: equal to one of them, or between them to the last."""
-    steady = 0
-    for _ in range(_ROUNDS):
-        before = _count(plan, sessions, "source")
-        follower.wait_for_now()
-        target = _count(plan, sessions, "target")
-        after = _count(plan, sessions, "source")
+    def settle(self, before: int, target: int, after: int) -> bool:
+        """Take in counts of the source, the target and the source again; whether they tell enough."""
+        self.source, self.target = after, target
         if target in (before, after):
-            return target, target
-        steady = steady + 1 if before == after else 0
-        if steady >= _STEADY:
-            return after, target
-    if min(before, after) <= target <= max(before, after):
-        findings.note(f"{plan.name}: the count kept moving; the target's lies within its range")
-        return target, target
-    return after, target
+            self.source = target
+            return True
+        self.steady = self.steady + 1 if before == after else 0
+        return self.steady >= _STEADY
+
+    def judge(self, before: int) -> None:
+        """Decide on a count that kept moving: good if the target's lies within its range."""
+        if min(before, self.source) <= self.target <= max(before, self.source):
+            self.source = self.target
+            self.note = f"{self.plan.name}: the count kept moving; the target's lies within its range"
+
+
+def count_once(plan: Plan, sessions: Sessions) -> RowCount:
+    """Count as both sides are."""
+    return RowCount(plan, _count(plan, sessions, "source"), _count(plan, sessions, "target"))
+
+
+def count_live(plans: Sequence[Plan], sessions: Sessions, follower: Follower) -> list[RowCount]:
+    """Count the target between two counts of the source; the tables wait for the stream together."""
+    found = [RowCount(plan) for plan in plans]
+    moving = found
+    before: dict[str, int] = {}
+    for _ in range(_ROUNDS):
+        before = {each.plan.name: _count(each.plan, sessions, "source") for each in moving}
+        follower.wait_for_now()
+        moving = [
+            each
+            for each in moving
+            if not each.settle(
+                before[each.plan.name],
+                _count(each.plan, sessions, "target"),
+                _count(each.plan, sessions, "source"),
+            )
+        ]
+        if not moving:
+            break
+    for each in moving:
+        each.judge(before[each.plan.name])
+    return found
 
 
 def _count(plan: Plan, sessions: Sessions, side: Side) -> int:

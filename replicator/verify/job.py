@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 from replicator.config import Settings
@@ -28,6 +28,20 @@ class Progress:
     done: bool
 
 
+class Room:
+    """Room for suspects, of all tables together: they are kept until the tables have been read; some 30 MB."""
+
+    def __init__(self, suspects: int = 100_000) -> None:
+        self._left = suspects
+        self._lock = threading.Lock()
+
+    def take(self) -> bool:
+        """Whether there was room for one more."""
+        with self._lock:
+            self._left -= self._left > 0
+            return self._left > 0
+
+
 class Halted(Exception):
     """The comparison was given up since its result is not needed any more: no error."""
 
@@ -42,7 +56,8 @@ class Job:
     stream_timeout_s: float
     progress: Callable[[Progress], None] | None
     stop: threading.Event
-    halt: threading.Event
+    halt: threading.Event = field(default_factory=threading.Event)
+    room: Room = field(default_factory=Room)
 
     def raise_if_stopped(self) -> None:
         """Leave when asked to.
@@ -82,13 +97,9 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class Desk:
-    """Where one thread works.
-
-    ``snapshots``: sessions that read inside the snapshots of ``pair``; ``later``: sessions that see the present.
-    """
+    """Where one thread reads: on ``snapshots``, inside the snapshots of ``pair``."""
 
     job: Job
     pair: SnapshotPair
     maps: IdMaps  # as of the target's snapshot
     snapshots: Sessions
-    later: Sessions

@@ -1,48 +1,27 @@
-"""Look again at rows that differed, and decide: really different, or only ahead of the stream."""
+"""Look again at rows that differed, and decide: really different, or only on their way."""
 
 from __future__ import annotations
 
 import time
-from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from typing import Final
 
-from replicator.model.row import NULL, Field, join
-from replicator.postgres.connection import translated
-from replicator.routing.idmap import IdMaps
-from replicator.verify.candidates import Candidates, candidates_of
-from replicator.verify.findings import Digests, Findings
+from replicator.model.row import NULL
+from replicator.verify.findings import Findings
 from replicator.verify.keys import Key
+from replicator.verify.look import Look, Looker, Versions
 from replicator.verify.merge import Suspect
 from replicator.verify.plan import Plan
 from replicator.verify.report import MAX_KEYS
-from replicator.verify.rows import Router, digest, find_rows
-from replicator.verify.snapshot import Follower, Sessions, read_maps
+from replicator.verify.snapshot import Follower, Sessions
 
-_CHUNK_KEYS: Final = 2000
+_WAVE_KEYS: Final = 20_000  # looked at together, over all tables; some 30 MB
 _ROUNDS: Final = 8
 _PAUSE_S: Final = 0.05
 
-Versions = set[Field]
 
-
-@dataclass(frozen=True, slots=True)
-class _Look:
-    """Both sides' rows of the keys asked for, at one moment of the target.
-
-    All by key in the target's form. ``moved``: keys whose source rows changed meanwhile. ``versions``: of the target's
-    rows; every write makes a new one, also one of the same values.
-    """
-
-    source: dict[Key, Digests]
-    target: dict[Key, Digests]
-    moved: set[Key]
-    versions: dict[Key, Versions]
-
-
-class Rechecker:
-    """Reads suspects again on sessions of its own, at later positions, until each is settled.
+class Recheck:
+    """The suspects of one table, looked at again at later positions until each is settled.
 
     While the stream runs, a row differs for certain only if the source did not change it between a moment that the
     target has reached and one after the target was read. That a row is not on the source needs two looks, since one
@@ -51,130 +30,85 @@ class Rechecker:
     with a note; if it stays as it is, the stream passes it by, and it differs.
     """
 
-    def __init__(
-        self,
-        plan: Plan,
-        sessions: Sessions,
-        follower: Follower | None,
-        findings: Findings,
-        raise_if_stopped: Callable[[], None],
-    ) -> None:
+    def __init__(self, plan: Plan, suspects: Sequence[Suspect], findings: Findings) -> None:
         self._plan = plan
-        self._sessions = sessions
-        self._follower = follower
         self._findings = findings
-        self._raise_if_stopped = raise_if_stopped
-
-    def check(self, suspects: Sequence[Suspect]) -> None:
-        """Settle suspects and add what is really different to the findings."""
-        keys = []
         for suspect in suspects:
             # No equality finds a NULL, and no source key holds one: such a row has no partner.
             if NULL in suspect.key:
-                self._findings.add_suspect(suspect)
-            else:
-                keys.append(suspect.key)
-        keys = list(dict.fromkeys(keys))
-        for start in range(0, len(keys), _CHUNK_KEYS):
-            self._settle(keys[start : start + _CHUNK_KEYS])
+                findings.add_suspect(suspect)
+        self._waiting = list(dict.fromkeys(suspect.key for suspect in suspects if NULL not in suspect.key))
+        self._keys: list[Key] = []
+        self._before: dict[Key, Versions] | None = None
+        self._first: dict[Key, Versions] = {}  # of the target, at the first look
+        self._absent: dict[Key, Versions] = {}  # keys not on the source at the last look, and what the target had
+        self._look: Look | None = None
 
-    def _settle(self, keys: list[Key]) -> None:
-        first: dict[Key, Versions] = {}
-        absent: dict[Key, Versions] = {}  # keys not on the source at the last look, and what the target had
-        confirmed: list[Key] = []
-        for turn in range(_ROUNDS):
-            look = self._look(keys)
-            first = {key: first.get(key, look.versions[key]) for key in keys}
-            differing = [key for key in keys if look.source[key] != look.target[key]]
-            undecided = {key for key in differing if key in look.moved or self._is_newly_absent(key, look, absent)}
-            absent = {key: look.versions[key] for key in undecided if not look.source[key]}
-            confirmed += self._confirm(look, [key for key in differing if key not in undecided])
-            keys = [key for key in keys if key in undecided]
-            if not keys:
-                break
-            self._raise_if_stopped()
-            time.sleep(_PAUSE_S * turn)
-        else:
-            # The last look is at least at these keys.
-            passed_by = [key for key in keys if look.versions[key] == first[key]]
-            confirmed += self._confirm(look, passed_by)
-            self._note_restless(len(keys) - len(passed_by))
-        self._add_key_texts(confirmed)
+    @property
+    def unsettled(self) -> bool:
+        """Whether keys of this wave need another look."""
+        return bool(self._keys)
 
-    def _is_newly_absent(self, key: Key, look: _Look, absent: dict[Key, Versions]) -> bool:
-        return self._follower is not None and not look.source[key] and absent.get(key) != look.versions[key]
+    def start_wave(self, size: int) -> bool:
+        """Take the next keys; whether there are any."""
+        self._keys, self._waiting = self._waiting[:size], self._waiting[size:]
+        self._first, self._absent = {}, {}
+        return bool(self._keys)
 
-    def _confirm(self, look: _Look, keys: list[Key]) -> list[Key]:
+    def note_versions(self, sessions: Sessions) -> None:
+        """What the source holds before the target is waited for."""
+        self._before = Looker(self._plan, sessions).source_versions(self._keys)
+
+    def look(self, sessions: Sessions) -> None:
+        """Read both sides and settle what can be settled."""
+        looker = Looker(self._plan, sessions)
+        self._look = look = looker.look(self._keys, self._before)
+        self._first = {key: self._first.get(key, look.versions[key]) for key in self._keys}
+        differing = [key for key in self._keys if look.source[key] != look.target[key]]
+        undecided = {key for key in differing if key in look.moved or self._is_newly_absent(key, look)}
+        self._absent = {key: look.versions[key] for key in undecided if not look.source[key]}
+        self._keys = [key for key in self._keys if key in undecided]
+        self._confirm(looker, [key for key in differing if key not in undecided])
+
+    def judge(self, sessions: Sessions) -> None:
+        """Decide on rows that changed in every round."""
+        look = self._look
+        assert look is not None
+        passed_by = [key for key in self._keys if look.versions[key] == self._first[key]]
+        self._confirm(Looker(self._plan, sessions), passed_by)
+        if restless := len(self._keys) - len(passed_by):
+            self._findings.note(f"{self._plan.name}: {restless} rows changed on both sides too often to be compared")
+        self._keys = []
+
+    def _is_newly_absent(self, key: Key, look: Look) -> bool:
+        return self._before is not None and not look.source[key] and self._absent.get(key) != look.versions[key]
+
+    def _confirm(self, looker: Looker, keys: list[Key]) -> None:
+        assert self._look is not None
         for key in keys:
-            self._findings.add_rows(look.source[key], look.target[key])
-        return keys
-
-    def _note_restless(self, rows: int) -> None:
-        if rows:
-            self._findings.note(f"{self._plan.name}: {rows} rows changed on both sides too often to be compared")
-
-    def _look(self, keys: list[Key]) -> _Look:
-        live = self._follower is not None
-        before: dict[Key, Versions] = {}
-        if self._follower is not None:
-            before = self._versions(_expand(keys, candidates_of(self._plan, self._maps())))
-            self._follower.wait_for_now()
-        target, versions, maps = self._read_target(keys)
-        candidates = candidates_of(self._plan, maps)
-        source, after = self._read_source(keys, _expand(keys, candidates), maps)
-        # A map that changed in between leads to other candidates, and so to another look.
-        moved = {key for key in keys if live and any(before.get(c) != after.get(c) for c in candidates(key))}
-        return _Look(source, target, moved, versions)
-
-    def _versions(self, keys: list[Key]) -> dict[Key, Versions]:
-        found: dict[Key, Versions] = defaultdict(set)
-        source = self._sessions.get("source")
-        for *key, version in find_rows(source, "source", self._plan.select_versions(), self._plan, keys):
-            found[tuple(key)].add(version)
-        return found
-
-    def _read_target(self, keys: list[Key]) -> tuple[dict[Key, Digests], dict[Key, Versions], IdMaps]:
-        target = self._sessions.get("target")
-        found: dict[Key, Digests] = {key: Counter() for key in keys}
-        versions: dict[Key, Versions] = {key: set() for key in keys}
-        with translated("target"):
-            target.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
-            maps = self._maps()
-            for *fields, version in find_rows(target, "target", self._plan.select("target"), self._plan, keys):
-                row = tuple(fields)
-                key = self._plan.key_of(row)
-                if key in found:
-                    found[key][digest(join(row))] += 1
-                    versions[key].add(version)
-            target.execute("COMMIT")
-        return found, versions, maps
-
-    def _read_source(
-        self, keys: list[Key], source_keys: list[Key], maps: IdMaps
-    ) -> tuple[dict[Key, Digests], dict[Key, Versions]]:
-        found: dict[Key, Digests] = {key: Counter() for key in keys}
-        versions: dict[Key, Versions] = defaultdict(set)
-        router = Router(self._plan, maps)
-        source = self._sessions.get("source")
-        for *fields, version in find_rows(source, "source", self._plan.select("source"), self._plan, source_keys):
-            row = tuple(fields)
-            versions[self._plan.key_of(row)].add(version)
-            routed = router.fields(row)
-            key = self._plan.key_of(routed)
-            if key in found:
-                found[key][digest(join(routed))] += 1
-        return found, versions
-
-    def _maps(self) -> IdMaps:
-        return read_maps(self._sessions.get("target"), {spec.name for spec in self._plan.route.maps})
-
-    def _add_key_texts(self, keys: list[Key]) -> None:
-        wanted = keys[: MAX_KEYS - len(self._findings.keys)]
-        if wanted:
-            target = self._sessions.get("target")
-            rows = find_rows(target, "target", self._plan.select_key_text(), self._plan, wanted)
-            self._findings.keys += [", ".join(value[4:].decode() for value in row) for row in rows]
+            self._findings.add_rows(self._look.source[key], self._look.target[key])
+        named = keys[: MAX_KEYS - len(self._findings.keys)]
+        if named:
+            self._findings.keys += looker.key_texts(named)
 
 
-def _expand(keys: Iterable[Key], candidates: Candidates) -> list[Key]:
-    return list(dict.fromkeys(each for key in keys for each in candidates(key)))
+def settle(
+    rechecks: Sequence[Recheck], sessions: Sessions, follower: Follower | None, raise_if_stopped: Callable[[], None]
+) -> None:
+    """Settle all suspects of these tables; they wait for the stream together. ``follower`` None: nothing moves."""
+    size = max(1, _WAVE_KEYS // max(1, len(rechecks)))
+    while wave := [recheck for recheck in rechecks if recheck.start_wave(size)]:
+        for turn in range(_ROUNDS):
+            raise_if_stopped()
+            if follower is not None:
+                time.sleep(_PAUSE_S * turn)
+                for recheck in wave:
+                    recheck.note_versions(sessions)
+                follower.wait_for_now()
+            for recheck in wave:
+                recheck.look(sessions)
+            wave = [recheck for recheck in wave if recheck.unsettled]
+            if not wave:
+                break
+        for recheck in wave:
+            recheck.judge(sessions)

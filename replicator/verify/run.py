@@ -15,12 +15,15 @@ from replicator.postgres.connection import query, translated
 from replicator.routing.idmap import IdMaps
 from replicator.routing.route import Route
 from replicator.target import state
+from replicator.verify.counts import count_live, count_once
+from replicator.verify.findings import Findings
 from replicator.verify.foreign_keys import ForeignKeyCheck, load_checks
 from replicator.verify.job import Desk, Halted, Job, Progress
 from replicator.verify.plan import Plan, plan_table
+from replicator.verify.recheck import settle
 from replicator.verify.report import ForeignKeyReport, Report, TableReport
-from replicator.verify.snapshot import Follower, Sessions, SnapshotPair, read_maps
-from replicator.verify.tables import compare_table
+from replicator.verify.snapshot import Sessions, SnapshotPair, read_maps
+from replicator.verify.tables import TableComparison, report_count
 
 __all__ = ["Progress", "verify"]
 
@@ -66,12 +69,16 @@ def verify(
         if live:
             _refuse_unfinished(sessions, chosen)
         stop = stop if stop is not None else threading.Event()
-        job = Job(settings, live, fail_fast, stream_timeout_s, progress, stop, threading.Event())
+        job = Job(settings, live, fail_fast, stream_timeout_s, progress, stop)
         utf8 = _orders_as_utf8(sessions)
         plans = [plan_table(route, utf8=utf8) for route in chosen]
-        follower = Follower(sessions, timeout_s=stream_timeout_s, stop=stop) if live else None
-        with SnapshotPair(settings, follower) as pair:
-            report = _Run(job, pair, plans, counts_only).report()
+        with SnapshotPair(settings, job.follower(sessions)) as pair:
+            run = _Run(job, pair, plans)
+            if counts_only:
+                run.compare_counts()
+            else:
+                run.compare_rows()
+            report = run.report()
         _record(sessions, {table.name: table for table in report.tables}, chosen)
         return report
 
@@ -92,28 +99,46 @@ def _record(sessions: Sessions, tables: Mapping[str, TableReport], routes: Seque
 class _Run:
     """The threads and what they have found. Largest tables first, foreign keys last."""
 
-    def __init__(self, job: Job, pair: SnapshotPair, plans: Sequence[Plan], counts_only: bool) -> None:
+    def __init__(self, job: Job, pair: SnapshotPair, plans: Sequence[Plan]) -> None:
         self._job = job
         self._pair = pair
-        self._counts_only = counts_only
         self._plans = plans
         self._maps = IdMaps()
         self._tasks: deque[Plan | ForeignKeyCheck] = deque()
-        largest_first = sorted(plans, key=_bytes_of, reverse=True)
-        self._tasks.extend(largest_first)
-        if not counts_only:
-            self._maps = read_maps(pair.target, {spec.name for plan in plans for spec in plan.route.maps})
-            self._tasks.extend(load_checks(pair.target, {plan.route.target.oid for plan in plans}))
         self._tables: dict[str, TableReport] = {}
+        self._unsettled: list[TableComparison] = []
         self._foreign_keys: list[ForeignKeyReport] = []
         self._notes: list[str] = []
 
-    def report(self) -> Report:
-        """Do all tasks; the report, with tables in the order of the routes."""
-        workers = min(_WORKERS, len(self._tasks)) or 1
-        with ThreadPoolExecutor(workers, thread_name_prefix="verify") as pool:
-            for future in [pool.submit(self._work) for _ in range(workers)]:
+    def compare_rows(self) -> None:
+        """Compare all rows, and check the foreign keys."""
+        self._maps = read_maps(self._pair.target, {spec.name for plan in self._plans for spec in plan.route.maps})
+        largest_first = sorted(self._plans, key=_bytes_of, reverse=True)
+        self._tasks.extend(largest_first)
+        self._tasks.extend(load_checks(self._pair.target, {plan.route.target.oid for plan in self._plans}))
+        with ThreadPoolExecutor(_WORKERS, thread_name_prefix="verify") as pool:
+            for future in [pool.submit(self._work) for _ in range(_WORKERS)]:
                 future.result()
+        self._pair.close()  # settling may take a while, and vacuum waits for snapshots
+        with Sessions(self._job.settings) as later:
+            self._recheck(self._unsettled, later)
+            for comparison in self._unsettled:
+                self._finish(comparison, later)
+
+    def compare_counts(self) -> None:
+        """Compare the numbers of rows alone."""
+        with Sessions(self._job.settings) as sessions:
+            follower = self._job.follower(sessions)
+            if follower is not None:
+                counts = count_live(self._plans, sessions, follower)
+            else:
+                with self._pair.transaction(sessions):
+                    counts = [count_once(plan, sessions) for plan in self._plans]
+        for count in counts:
+            self._add(*report_count(count, self._job))
+
+    def report(self) -> Report:
+        """The report, with tables in the order of the routes."""
         if self._job.halt.is_set():
             self._notes.append("ended with the first difference: the report is not complete")
         return Report(
@@ -126,32 +151,59 @@ class _Run:
     def _work(self) -> None:
         try:
             with Sessions(self._job.settings) as snapshots, Sessions(self._job.settings) as later:
-                desk = Desk(self._job, self._pair, self._maps, snapshots, later)
+                desk = Desk(self._job, self._pair, self._maps, snapshots)
                 while self._tasks and not self._job.halt.is_set():
                     try:
                         task = self._tasks.popleft()
                     except IndexError:  # another thread was faster
                         break
-                    if not self._do(task, desk) and self._job.fail_fast:
-                        self._job.halt.set()
+                    self._job.raise_if_stopped()
+                    if isinstance(task, ForeignKeyCheck):
+                        self._check_foreign_key(task, desk)
+                    else:
+                        self._compare_table(TableComparison(task), desk, later)
         except Halted:
             pass
         except BaseException:
             self._job.halt.set()  # one fault ends all
             raise
 
-    def _do(self, task: Plan | ForeignKeyCheck, desk: Desk) -> bool:
-        """Whether both sides are equal in this respect."""
-        self._job.raise_if_stopped()
-        if isinstance(task, ForeignKeyCheck):
-            with self._pair.transaction(desk.snapshots):
-                key = task.run(desk.snapshots.get("target"))
-            self._foreign_keys.append(key)
-            return not key.orphans
-        table, findings = compare_table(task, desk, counts_only=self._counts_only)
+    def _check_foreign_key(self, check: ForeignKeyCheck, desk: Desk) -> None:
+        with self._pair.transaction(desk.snapshots):
+            key = check.run(desk.snapshots.get("target"))
+        self._foreign_keys.append(key)
+        self._halt_if(bool(key.orphans))
+
+    def _compare_table(self, comparison: TableComparison, desk: Desk, later: Sessions) -> None:
+        """While the stream runs, suspects are settled at the end: all tables then wait for it together."""
+        if self._job.live:
+            comparison.read(desk)
+            self._unsettled.append(comparison)
+            return
+        comparison.read(desk, hurry=self._job.fail_fast)
+        self._recheck([comparison], later)
+        if comparison.must_read_on:
+            comparison.read(desk)
+            self._recheck([comparison], later)
+        self._halt_if(not self._finish(comparison, later).equal)
+
+    def _recheck(self, comparisons: Sequence[TableComparison], later: Sessions) -> None:
+        rechecks = [recheck for comparison in comparisons if (recheck := comparison.recheck()) is not None]
+        settle(rechecks, later, self._job.follower(later), self._job.raise_if_stopped)
+
+    def _finish(self, comparison: TableComparison, later: Sessions) -> TableReport:
+        comparison.settle_keyless(self._job, later)
+        report = comparison.report(self._job)
+        self._add(report, comparison.findings)
+        return report
+
+    def _add(self, table: TableReport, findings: Findings) -> None:
         self._tables[table.name] = table
         self._notes += findings.notes
-        return table.equal
+
+    def _halt_if(self, differs: bool) -> None:
+        if differs and self._job.fail_fast:
+            self._job.halt.set()
 
 
 def _bytes_of(plan: Plan) -> int:

@@ -227,3 +227,14 @@ def test_memory_does_not_grow_with_the_table(sides: Sides, table: LiteralString)
     assert report.equal
     assert report.tables[0].source_rows == 40000
     assert highest - before < 25 << 20
+
+
+def test_more_differences_than_there_is_room_for(sides: Sides) -> None:
+    """Beyond 100,000 they are counted as they are first seen, which is exact where nothing moves."""
+    sides.on_both("CREATE TABLE t (id int PRIMARY KEY)")
+    sides.on_source("INSERT INTO t SELECT generate_series(1, 130000)")
+    sides.on_target("INSERT INTO t SELECT generate_series(120001, 140000)")
+    report = sides.verify(live=False)
+    assert counts(report.tables[0]) == (120000, 10000, 0)
+    assert len(report.tables[0].keys) == 20
+    assert any("first seen" in note for note in report.notes)
