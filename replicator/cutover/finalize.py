@@ -15,13 +15,13 @@ from typing import Final
 from psycopg import sql
 
 from replicator.config import Settings
-from replicator.cutover.journal import lock_cutover
+from replicator.cutover.journal import connect_target
 from replicator.cutover.report import Detail
 from replicator.cutover.steps import Site
 from replicator.cutover.transitions import State, Step
 from replicator.errors import ReplicatorError, StateError, TransientError
 from replicator.model.lsn import Lsn
-from replicator.postgres.connection import Connection, connect, query, translated
+from replicator.postgres.connection import Connection, query, translated
 from replicator.source.freeze import Terminated, terminate_others
 from replicator.source.slot import load_slot
 
@@ -67,20 +67,19 @@ def _committed_after_all(site: Site) -> bool:
     deadline = time.monotonic() + _RECONNECT_S
     while time.monotonic() < deadline:
         try:
-            conn = connect(site.settings.target.dsn, "target", purpose="cutover")
+            site.target = site.journal.conn = connect_target(site.settings)
             with translated("target"):
-                lock_cutover(conn, site.slot)
                 # The row lock waits for a commit that is still under way in the session that we lost.
                 [(state,)] = query(
-                    conn,
+                    site.target,
                     "SELECT state FROM replicator.cutover_step WHERE slot = %s AND step = 'finalize' FOR UPDATE",
                     site.slot,
                 )
         except ReplicatorError:
+            site.target.close()
             time.sleep(0.5)
-            continue
-        site.target = site.journal.conn = conn
-        return str(state) == State.DONE.value
+        else:
+            return str(state) == State.DONE.value
     raise OutcomeUnknown(
         "the target was lost in the very moment of handing over and did not come back; the source stays read-only",
         hint="bring the target up and run `replicator cutover` again: it finishes what was begun. "
@@ -89,11 +88,15 @@ def _committed_after_all(site: Site) -> bool:
 
 
 def close(site: Site) -> None:
-    """After `commit`: end the sessions that came since, release the lock, and see whether anybody wrote after all."""
+    """After `commit`: end the sessions that came since, release the lock, and see whether anybody wrote after all.
+
+    The lock is kept until the service has stopped: what somebody writes after it must not reach a target in use.
+    """
     frozen = site.freeze
     assert frozen is not None
     warnings = []
     try:
+        _wait_for_service(site.source, site.slot)
         late = terminate_others(site.source, frozen.pid)
         held = frozen.is_held()
     except ReplicatorError as exc:
@@ -147,14 +150,9 @@ def count_writes_after(conn: Connection, settings: Settings, fence: Lsn) -> int 
     The fence was written while all writers were shut out, so whatever lies behind it came after the freeze.
     """
     slot, publication = settings.source.slot, settings.source.publication
-    deadline = time.monotonic() + _SERVICE_STOPS_S
+    if not _wait_for_service(conn, slot):
+        return None
     with translated("source"):
-        while (found := load_slot(conn, slot)) is not None and found.active:
-            if time.monotonic() > deadline:
-                return None
-            time.sleep(0.1)
-        if found is None:
-            return None
         # The first byte of a pgoutput message is its kind.
         [(count,)] = query(
             conn,
@@ -170,3 +168,14 @@ def count_writes_after(conn: Connection, settings: Settings, fence: Lsn) -> int 
             str(fence),
         )
     return int(count)
+
+
+def _wait_for_service(conn: Connection, slot: str) -> bool:
+    """Whether the slot is there and nobody reads from it any more; the service stops within a second or two."""
+    deadline = time.monotonic() + _SERVICE_STOPS_S
+    with translated("source"):
+        while (found := load_slot(conn, slot)) is not None and found.active:
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(0.05)
+    return found is not None

@@ -6,11 +6,12 @@ from collections.abc import Callable, Mapping
 
 from psycopg.types.json import Jsonb
 
+from replicator.config import Settings
 from replicator.cutover import transitions
 from replicator.cutover.report import Detail, StepRecord
 from replicator.cutover.transitions import ORDER, State, States, Step
 from replicator.errors import StateError
-from replicator.postgres.connection import Connection, query, translated
+from replicator.postgres.connection import Connection, connect, query, translated
 from replicator.target.state import load_checkpoint
 
 Progress = Callable[[StepRecord], None]
@@ -29,6 +30,22 @@ def lock_cutover(conn: Connection, slot: str) -> None:
     )
     if not locked:
         raise StateError(f"another cutover of slot {slot} is running", hint="watch it with `replicator status`")
+
+
+def connect_target(settings: Settings) -> Connection:
+    """A session on the target that holds the cutover's lock.
+
+    Raises:
+        StateError: another cutover runs.
+    """
+    conn = connect(settings.target.dsn, "target", purpose="cutover")
+    try:
+        with translated("target"):
+            lock_cutover(conn, settings.source.slot)
+    except BaseException:
+        conn.close()
+        raise
+    return conn
 
 
 def load_steps(conn: Connection, slot: str) -> dict[Step, StepRecord]:

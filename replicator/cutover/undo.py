@@ -7,7 +7,7 @@ from typing import Final
 
 import psycopg
 
-from replicator.cutover.journal import lock_cutover
+from replicator.cutover.journal import connect_target
 from replicator.cutover.report import CutoverRefused, CutoverReport, Detail, Outcome, build_report
 from replicator.cutover.steps import GatesFailed, Site
 from replicator.cutover.transitions import State, Step
@@ -103,8 +103,7 @@ def _record(site: Site, step: Step | None, detail: Detail) -> bool:
     while True:
         try:
             if journal.conn.closed or journal.conn.broken:
-                journal.conn = connect(site.settings.target.dsn, "target", purpose="cutover")
-                lock_cutover(journal.conn, site.slot)
+                journal.conn = connect_target(site.settings)
             journal.undo(failed, detail)
         except (ReplicatorError, psycopg.Error) as exc:
             if time.monotonic() > deadline:

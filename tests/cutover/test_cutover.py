@@ -373,6 +373,8 @@ def test_killed_after_handing_over_it_closes_the_source_when_run_again(replicati
     """And tells of writes that came meanwhile: nobody else would."""
     kill_at(replication, "finalize", "done")
     assert replication.phase() == "cut_over"
+    assert replication.service is not None
+    assert replication.service.wait(20) == 0
     idle = psycopg.connect(replication.pair.source_dsn, autocommit=True)
     write_in_spite_of_the_setting(replication, "too late")
     with pytest.raises(Refused, match="no way back"):
