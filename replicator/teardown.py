@@ -89,13 +89,6 @@ def _clear_source(
 ) -> None:
     slot = load_slot(source, settings.source.slot)
     _refuse_foreign(source, slot, checkpoint)
-    if checkpoint is None and slot is not None:
-        # Nothing on this target says that it is ours: another replicator, stopped for the moment, may live on it.
-        kept.append(
-            f"slot {slot.name} and publication {settings.source.publication} on the source: this target has no state "
-            f"of theirs; if nobody needs them, SELECT pg_drop_replication_slot('{slot.name}') and DROP PUBLICATION"
-        )
-        return
     if slot is not None:
         try:
             drop_slot(source, slot.name)
@@ -125,6 +118,12 @@ def _refuse_foreign(source: Connection, slot: SlotInfo | None, checkpoint: state
         raise Refused(
             f"slot {slot.name} belongs to another plugin or database: nothing was removed",
             hint="correct source.slot",
+        )
+    if slot is not None and checkpoint is None:
+        # Another replicator, stopped for the moment, may live on it.
+        raise Refused(
+            f"this target has no state of slot {slot.name}, so it may be another replicator's: nothing was removed",
+            hint=f"if nobody needs it, drop it on the source: SELECT pg_drop_replication_slot('{slot.name}')",
         )
 
 

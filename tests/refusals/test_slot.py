@@ -127,7 +127,7 @@ def test_slot_of_another_target(streamed: Site, site: Site) -> None:
     other = Site(site.directory, streamed.source_dsn, site.target_dsn, streamed.slot)
     with streamed.service() as service:
         other.refused(3, "run", says=(f"slot {other.slot} already exists", "choose another name"))
-        other.refused(1, "teardown", "--yes", says=("in use", "nothing was removed"))
+        other.refused(1, "teardown", "--yes", says=("another replicator's", "nothing was removed"))
         streamed.write()
         service.wait_until_caught_up()
         service.stop()
