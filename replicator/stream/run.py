@@ -161,6 +161,10 @@ class Stream:
                     outcome = self._tick(applier)
                     if outcome is not None:
                         return outcome
+            except errors.NotNullViolation as exc:
+                if (exc.diag.schema_name, exc.diag.table_name) == ("replicator", "checkpoint"):
+                    return Outcome.FINALIZED
+                raise _explain(exc) from exc
             except psycopg.Error as exc:
                 if self._stop.is_set():
                     return Outcome.STOPPED
@@ -201,12 +205,15 @@ class Stream:
         self._unmapped.clear()
 
     def _store(self, applier: Applier, lsn: Lsn, fence: str | None = None) -> None:
-        """Write the checkpoint into the open transaction and commit it."""
+        """Write the checkpoint into the open transaction and commit it.
+
+        After a cutover has finalized the target is its own: then the NULL fails, and with it the whole batch.
+        """
         applier.commit(
             """
             UPDATE replicator.checkpoint
-            SET applied_lsn = %s::pg_lsn, commit_time = %s, fence = coalesce(%s, fence), lag_seconds = %s,
-                problem = NULL, updated_at = clock_timestamp()
+            SET applied_lsn = CASE WHEN phase <> 'cut_over' THEN %s::pg_lsn END, commit_time = %s,
+                fence = coalesce(%s, fence), lag_seconds = %s, problem = NULL, updated_at = clock_timestamp()
             WHERE slot = %s
             """,
             (str(lsn), self._commit_time, fence, self._lag_seconds(), self._slot),
@@ -238,7 +245,7 @@ class Stream:
             raise StateError("the checkpoint is gone: somebody has removed it while the stream was running")
         [(phase, map_version, copy_requested)] = rows
         if phase == "catching_up" and self._pending and self._inbox.is_empty:
-            set_phase(self._writer, self._slot, "streaming")
+            set_phase(self._writer, self._slot, "streaming", only_from="catching_up")
             log.info("caught up", lsn=str(self._committed))
         if map_version != self._map_version:
             self._find_map_changes()

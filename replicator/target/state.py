@@ -180,10 +180,14 @@ def create_checkpoint(conn: Connection, slot: str, lsn: Lsn, system_identifier: 
     )
 
 
-def set_phase(conn: Connection, slot: str, phase: str) -> None:
-    """Move to another phase."""
+def set_phase(conn: Connection, slot: str, phase: str, *, only_from: str | None = None) -> None:
+    """Move to another phase; with ``only_from`` not if somebody else has moved it on meanwhile."""
     conn.execute(
-        "UPDATE replicator.checkpoint SET phase = %s, updated_at = clock_timestamp() WHERE slot = %s", (phase, slot)
+        """
+        UPDATE replicator.checkpoint SET phase = %s, updated_at = clock_timestamp()
+        WHERE slot = %s AND phase = coalesce(%s, phase)
+        """,
+        (phase, slot, only_from),
     )
 
 
