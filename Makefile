@@ -16,7 +16,7 @@ demo: $(STAMP)  ## two embedded PostgreSQL servers, live writers, snapshot to cu
 	$(BIN)/replicator demo $(ARGS)
 
 test: lint $(BIN)/promtool  ## lint, types and all tests but the long ones; ARGS="-k name"
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n 3 --dist loadfile $(ARGS)
 
 lint: $(STAMP)  ## ruff and mypy
 	$(BIN)/ruff check .
