@@ -17,6 +17,8 @@ from replicator.verify.snapshot import Follower, Sessions
 
 _WAVE_KEYS: Final = 20_000  # looked at together, over all tables; some 30 MB
 _ROUNDS: Final = 8
+_FEWEST_ROUNDS: Final = 3
+_PATIENCE_S: Final = 30.0  # after the fewest rounds: a stream that lags makes each of them long
 _PAUSE_S: Final = 0.05
 
 
@@ -98,6 +100,7 @@ def settle(
     """Settle all suspects of these tables; they wait for the stream together. ``follower`` None: nothing moves."""
     size = max(1, _WAVE_KEYS // max(1, len(rechecks)))
     while wave := [recheck for recheck in rechecks if recheck.start_wave(size)]:
+        started = time.monotonic()
         for turn in range(_ROUNDS):
             raise_if_stopped()
             if follower is not None:
@@ -108,7 +111,7 @@ def settle(
             for recheck in wave:
                 recheck.look(sessions)
             wave = [recheck for recheck in wave if recheck.unsettled]
-            if not wave:
+            if not wave or (turn + 1 >= _FEWEST_ROUNDS and time.monotonic() - started > _PATIENCE_S):
                 break
         for recheck in wave:
             recheck.judge(sessions)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable, Collection, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from typing import Final
 
 from replicator.config import Settings
@@ -29,6 +29,7 @@ __all__ = ["Progress", "verify"]
 
 STREAM_TIMEOUT_S: Final = 60.0
 _WORKERS: Final = 2  # rows are compared under one interpreter lock: more threads only wait for each other
+_STOP_CHECK_S: Final = 0.1
 # Encodings whose bytes order as those of UTF-8 do, in which both sides send text.
 _UTF8_ORDER: Final = frozenset({"UTF8", "LATIN1", "SQL_ASCII"})
 
@@ -109,6 +110,7 @@ class _Run:
         self._unsettled: list[TableComparison] = []
         self._foreign_keys: list[ForeignKeyReport] = []
         self._notes: list[str] = []
+        self._sessions: list[Sessions] = []
 
     def compare_rows(self) -> None:
         """Compare all rows, and check the foreign keys."""
@@ -117,8 +119,18 @@ class _Run:
         self._tasks.extend(largest_first)
         self._tasks.extend(load_checks(self._pair.target, {plan.route.target.oid for plan in self._plans}))
         with ThreadPoolExecutor(_WORKERS, thread_name_prefix="verify") as pool:
-            for future in [pool.submit(self._work) for _ in range(_WORKERS)]:
-                future.result()
+            futures = [pool.submit(self._work) for _ in range(_WORKERS)]
+            try:
+                while wait(futures, timeout=_STOP_CHECK_S, return_when=FIRST_EXCEPTION).not_done:
+                    if self._job.stop.is_set() or any(future.done() and future.exception() for future in futures):
+                        break
+                self._raise_fault(futures)
+            except BaseException:
+                # A server that sorts a large table sends no row for a while: do not wait for that.
+                self._job.halt.set()
+                for sessions in self._sessions:
+                    sessions.cancel()
+                raise
         self._pair.close()  # settling may take a while, and vacuum waits for snapshots
         with Sessions(self._job.settings) as later:
             self._recheck(self._unsettled, later)
@@ -148,9 +160,17 @@ class _Run:
             tuple(sorted(self._notes)),
         )
 
+    def _raise_fault(self, futures: Sequence[Future[None]]) -> None:
+        for future in futures:
+            if future.done():
+                future.result()
+        if self._job.stop.is_set():
+            raise Refused("verification was stopped before its end")
+
     def _work(self) -> None:
         try:
             with Sessions(self._job.settings) as snapshots, Sessions(self._job.settings) as later:
+                self._sessions += (snapshots, later)
                 desk = Desk(self._job, self._pair, self._maps, snapshots)
                 while self._tasks and not self._job.halt.is_set():
                     try:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from types import TracebackType
 from typing import Final, Self
 
+import psycopg
 from psycopg import sql
 from psycopg.pq import TransactionStatus
 
@@ -24,6 +25,7 @@ from replicator.target.idmaps import load_maps
 _HEARTBEAT_S: Final = 1.0
 _FIRST_POLL_S: Final = 0.01
 _LONGEST_POLL_S: Final = 0.2
+_CANCEL_S: Final = 5.0
 _BEGIN: Final = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
 
 
@@ -49,6 +51,12 @@ class Sessions:
                 conn.execute("COMMIT")
         else:
             self._open.pop(side).close()
+
+    def cancel(self) -> None:
+        """End the statements that run in another thread, which gets an error."""
+        for conn in list(self._open.values()):
+            with suppress(psycopg.Error):  # it was closed meanwhile
+                conn.cancel_safe(timeout=_CANCEL_S)
 
     def close(self) -> None:
         """Close what is open, whatever it is doing."""

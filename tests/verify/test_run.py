@@ -100,6 +100,20 @@ def test_stop(sides: Sides) -> None:
         sides.verify(live=False, stop=stop)
 
 
+def test_stop_while_the_server_keeps_us_waiting(sides: Sides) -> None:
+    """It may send nothing for minutes: while it sorts, or while somebody holds a lock as here."""
+    fill_two(sides)
+    routes = sides.routes()
+    stop = threading.Event()
+    with sides.target.transaction():
+        sides.on_target("LOCK TABLE a IN ACCESS EXCLUSIVE MODE")
+        threading.Timer(0.5, stop.set).start()
+        started = time.monotonic()
+        with pytest.raises(Refused, match="stopped"):
+            verify(sides.settings, routes, live=False, stop=stop)
+        assert time.monotonic() - started < 10
+
+
 def test_a_server_error_is_told_without_values(sides: Sides) -> None:
     """Reading fails half-way: the error ends the verification, and its sessions."""
     fill_two(sides)
