@@ -117,26 +117,32 @@ class Service:
         try:
             migrate(writer)
             with translated("target"):
-                self._lock(writer)
+                if not self._lock(writer):
+                    return Outcome.STOPPED, False
             return self._copy_and_stream(writer)
         finally:
             writer.close()
 
-    def _lock(self, writer: Connection) -> None:
-        """Take the writer's lock; from our own last session if its server has not noticed yet that it is dead."""
+    def _lock(self, writer: Connection) -> bool:
+        """Take the writer's lock; False: stopped before.
+
+        The server may need a moment to notice that whoever held it is dead: our own last session, which we end, or
+        one of a service that was killed.
+        """
         if self._last_session is not None:
             end_session(writer, self._last_session)
         for pause_s in (0.1, 0.2, 0.4, 0.8, 1.6, 3.0):
             try:
                 lock_writer(writer, self._settings.source.slot)
             except StateError:
-                if self._last_session is None or self.stop.wait(pause_s):
-                    raise
+                if self.stop.wait(pause_s):
+                    return False
             else:
                 break
         else:
             lock_writer(writer, self._settings.source.slot)
         self._last_session = session_of(writer)
+        return True
 
     def _copy_and_stream(self, writer: Connection) -> tuple[Outcome | None, bool]:
         slot = self._settings.source.slot

@@ -132,6 +132,10 @@ def _pin(conn: Connection, side: Side, replication: bool) -> None:
     conn.execute(statement)
     if not replication:
         conn.execute("SELECT pg_catalog.set_config('search_path', '', false)")
+        # Should we be killed in the middle of a statement, the server is to notice then, and not once the statement
+        # ends: until then it would hold our locks. Not every system that PostgreSQL runs on can.
+        with contextlib.suppress(errors.InvalidParameterValue):
+            conn.execute("SET client_connection_check_interval = '1s'")
 
 
 @contextlib.contextmanager

@@ -37,6 +37,25 @@ def test_twenty_five_kills_lose_and_repeat_nothing(make_freshtrack, rng):
     finish(rig, workload)
 
 
+def test_a_restart_does_not_wait_for_what_the_dead_service_waited_for(make_plain):
+    """Its session holds the writer's lock until the server notices; a statement that waits must not put that off."""
+    rig = make_plain("CREATE TABLE t (id int PRIMARY KEY)")
+    rig.service.start()
+    rig.wait_for_stream()
+    with psycopg.connect(rig.target_dsn) as blocker:
+        blocker.execute("LOCK TABLE t IN SHARE ROW EXCLUSIVE MODE")
+        rig.ask("source", "INSERT INTO t VALUES (1)")
+        waiting = (
+            "SELECT 1 FROM pg_stat_activity WHERE application_name LIKE 'replicator%' AND wait_event_type = 'Lock'"
+        )
+        rig.wait_until(lambda: rig.ask("target", waiting), "the applier does not wait for the lock")
+        rig.service.kill()
+        rig.service.start()
+        rig.wait_until(rig.walsender, "the stream does not go on")
+    rig.wait_until_drained()
+    rig.assert_same("t")
+
+
 def finish(rig, workload):
     assert_clean(workload)
     counts = rig.assert_equal()

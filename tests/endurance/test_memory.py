@@ -65,7 +65,7 @@ def large_transaction(rig, *, rows):
 def test_a_table_of_500_mb_with_wide_rows(make_plain):
     """Copied by several processes; all of them together stay below the limit. A few values have megabytes."""
     rig = make_plain(DOCUMENTS)
-    body = "(SELECT string_agg(md5(random()::text || n), '') FROM generate_series(1, {}))"
+    body = "(SELECT string_agg(md5(random()::text || i), '') FROM generate_series(n, n + {}) AS i)"
     for first in range(0, 120_000, 20_000):
         rig.ask(
             "source",
