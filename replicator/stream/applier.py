@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import psycopg
 from psycopg import errors, pq
@@ -13,18 +12,19 @@ from psycopg.errors import error_from_result
 from replicator import metrics
 from replicator.errors import RowRejected, StateError
 from replicator.model.change import Op
-from replicator.model.row import UNCHANGED, Row
+from replicator.model.row import Row
 from replicator.model.schema import TableName
-from replicator.postgres.connection import Connection, Statement
+from replicator.postgres.connection import Connection, Statement, query
 from replicator.postgres.copy import CopyIn
 from replicator.routing.idmap import IdMaps
 from replicator.routing.order import levels
 from replicator.routing.route import Route
-from replicator.stream.batch import Batch, Coalesced, Event, Net, RowEvent, Truncation, Unmap, coalesce
+from replicator.stream.batch import Batch, Coalesced, Event, Truncation, Unmap, coalesce
+from replicator.stream.compose import Composer, Step, has_deletes
 from replicator.stream.relations import RoutedTable
 from replicator.stream.remap import OpenSource, remap, unmap
 from replicator.target.idmaps import record_unmapped, remove_entries, store_entries
-from replicator.target.statements import RowArray, TableStatements, register, truncate
+from replicator.target.statements import register
 
 # From this many rows on a COPY, which costs a round trip of its own, beats INSERT … FROM unnest.
 _COPY_FROM_ROWS = 100
@@ -42,17 +42,6 @@ class _Miscount(Exception):
 
 
 _CURABLE = (_Miscount, errors.IntegrityError, errors.DataError)
-
-
-@dataclass(slots=True)
-class _Statement:
-    """One statement to run in a pipeline and the rows that it must hit; ``expected`` None: any number."""
-
-    sql: bytes
-    parameters: tuple[object, ...]
-    expected: int | None
-    op: Op
-    table: str
 
 
 class Applier:
@@ -76,13 +65,10 @@ class Applier:
         self._open_source = open_source
         self._replica_role = replica_role
         self._begun = False
-        # By table, not by route: a table's shape can change in mid-stream. The cache holds the shapes in use.
-        self._statements: dict[RoutedTable, TableStatements] = {}
+        self._composer = Composer(routes, replica_role=replica_role)
         order = [name for level in levels([route.target for route in routes]) for name in level]
         self._position: dict[TableName, int] = {name: at for at, name in enumerate(order)}
-        self._cascaded = {
-            route.name for route in routes if any(key.on_delete == "c" for key in route.target.foreign_keys)
-        }
+        self._handing_on: set[tuple[str, str]] = set()  # tables whose rows pass unique values to each other
 
     def apply(self, batch: Batch) -> Counter[tuple[Op, TableName]]:
         """Apply all events of ``batch`` in the open transaction, or in a new one.
@@ -98,10 +84,11 @@ class Applier:
             self._conn.execute("SAVEPOINT batch")
         try:
             self._apply_coalesced(batch.events)
-        except _CURABLE:
+        except _CURABLE as exc:
             metrics.BATCH_REPLAYS.inc()
             self._undo(behind_parts)
-            self._replay(batch.events)
+            if not (self._learn(exc) and self._applied_again(batch.events)):
+                self._replay(batch.events)
         if behind_parts:
             # Or they would nest, one deeper with every part.
             self._conn.execute("RELEASE SAVEPOINT batch")
@@ -128,12 +115,6 @@ class Applier:
             self._begun = False
             self._roll_back("ROLLBACK")
 
-    def _of(self, table: RoutedTable) -> TableStatements:
-        statements = self._statements.get(table)
-        if statements is None:
-            statements = self._statements[table] = TableStatements(table.route)
-        return statements
-
     def begin(self) -> None:
         """Open a transaction, unless one is open."""
         if not self._begun:
@@ -154,6 +135,43 @@ class Applier:
         result = self._conn.pgconn.exec_(statement.encode())
         if result.status != pq.ExecStatus.COMMAND_OK:
             raise error_from_result(result)
+
+    def _learn(self, exc: Exception) -> bool:
+        """From a unique violation, that rows of this table hand unique values on; False if that was known.
+
+        PostgreSQL checks uniqueness row by row within an UPDATE, so values that change hands collide there. They do
+        not when all those rows are deleted first and inserted again: the same, where no trigger and foreign key acts.
+        """
+        if not self._replica_role or not isinstance(exc, errors.UniqueViolation):
+            return False
+        rows = query(
+            self._conn,
+            """
+            SELECT n.nspname::text, c.relname::text
+            FROM pg_catalog.pg_class l
+            JOIN pg_catalog.pg_namespace ln ON ln.oid = l.relnamespace
+            JOIN pg_catalog.pg_class c ON c.oid = coalesce(pg_catalog.pg_partition_root(l.oid), l.oid)
+            JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+            WHERE ln.nspname = %s AND l.relname = %s
+            """,
+            exc.diag.schema_name,
+            exc.diag.table_name,
+        )
+        new = set(rows) - self._handing_on
+        self._handing_on |= new
+        return bool(new)
+
+    def _applied_again(self, events: Sequence[Event]) -> bool:
+        """Try as sets once more; False, and undone, if that fails too."""
+        self.begin()
+        self._conn.execute("SAVEPOINT batch")
+        try:
+            self._apply_coalesced(events)
+        except _CURABLE as exc:
+            self._undo(to_savepoint=True)
+            return self._learn(exc) and self._applied_again(events)
+        self._conn.execute("RELEASE SAVEPOINT batch")
+        return True
 
     def _apply_coalesced(self, events: Sequence[Event]) -> None:
         for segment in coalesce(events, key_changes=self._replica_role):
@@ -197,42 +215,27 @@ class Applier:
 
     def _apply_set_wise(self, nets: Coalesced) -> None:
         """Deletes, children first; then per table, parents first, updates and inserts."""
+        for table, net in nets.items():
+            if table.route.name in self._handing_on and table.covers_target:
+                net.rewrite(tuple(range(table.width)), table.key_of)
         parents_first = sorted(nets.items(), key=lambda item: self._position[item[0].route.name])
-        waiting: list[_Statement] = []
+        compose = self._composer
+        waiting: list[Step] = []
         for table, net in reversed(parents_first):
-            if net.deletes:
-                statements = self._of(table)
-                waiting.append(
-                    _Statement(
-                        statements.delete, (statements.keys(net.deletes),), len(net.deletes), Op.DELETE, str(table)
-                    )
-                )
+            waiting += compose.deletes(table, net)
         for table, net in parents_first:
-            waiting += self._updates(table, net)
-            if len(net.inserts) >= _COPY_FROM_ROWS:
+            waiting += compose.updates(table, net)
+            if len(net.inserts) < _COPY_FROM_ROWS:
+                waiting += compose.inserts(table, net.inserts)
+            else:
                 self._run(waiting)
                 waiting = []
                 self._copy(table, net.inserts)
-            elif net.inserts:
-                statements = self._of(table)
-                waiting.append(
-                    _Statement(
-                        statements.insert, (statements.rows(net.inserts),), len(net.inserts), Op.INSERT, str(table)
-                    )
-                )
         self._run(waiting)
-
-    def _updates(self, table: RoutedTable, net: Net) -> list[_Statement]:
-        statements = self._of(table)
-        return [
-            _Statement(statement, (statements.rows(rows),), len(rows), Op.UPDATE, str(table))
-            for assigned, rows in net.updates.items()
-            if (statement := statements.update(assigned)) is not None
-        ]
 
     def _copy(self, table: RoutedTable, rows: list[Row]) -> None:
         self.begin()
-        copy = CopyIn(self._conn, self._of(table).copy)
+        copy = CopyIn(self._conn, self._composer.statements(table).copy)
         count = len(rows[0]).to_bytes(2, "big")
         for row in rows:
             copy.write(count + b"".join(row))
@@ -240,48 +243,48 @@ class Applier:
         if taken != len(rows):
             raise _Miscount(str(table), Op.INSERT, len(rows), taken)
 
-    def _run(self, statements: list[_Statement]) -> None:
-        """Run statements in one pipeline and check what they hit."""
-        if not statements:
+    def _run(self, steps: list[Step]) -> None:
+        """Run steps in one pipeline and check what they hit."""
+        if not steps:
             return
         cursors = []
         with self._conn.pipeline():
             self.begin()
-            for statement in statements:
+            for step in steps:
                 cursor = self._conn.cursor()
-                cursor.execute(statement.sql, statement.parameters, prepare=True)
+                cursor.execute(step.statement, step.parameters, prepare=True)
                 cursors.append(cursor)
-        for statement, cursor in zip(statements, cursors, strict=True):
-            if statement.expected is not None and cursor.rowcount != statement.expected:
-                raise _Miscount(statement.table, statement.op, statement.expected, cursor.rowcount)
+        for step, cursor in zip(steps, cursors, strict=True):
+            if step.expected is not None and cursor.rowcount != step.expected:
+                raise _Miscount(step.table, step.op, step.expected, cursor.rowcount)
 
     def _one_by_one(self, events: Sequence[Event]) -> None:
-        deleted = _deletes(events)
+        deletes = has_deletes(events)
         for event in events:
             if isinstance(event, Unmap):
                 self._unmap(event)
                 continue
-            statements = self._ordered_statements(event, deleted)
+            steps = self._composer.in_order(event, deletes=deletes)
             try:
-                self._run(statements)
+                self._run(steps)
             except _Miscount as exc:
                 raise RowRejected(
                     f"target: {exc}", hint="somebody else has changed the target; `replicator verify` shows where"
                 ) from None
             except _CURABLE as exc:
                 # Not chained: the driver's message quotes values in its detail.
-                raise _rejected(exc, statements[0]) from None
+                raise _rejected(exc, steps[0]) from None
 
     def _apply_ordered(self, events: Sequence[Event]) -> None:
-        deleted = _deletes(events)
-        waiting: list[_Statement] = []
+        deletes = has_deletes(events)
+        waiting: list[Step] = []
         for event in events:
             if isinstance(event, Unmap):
                 self._run(waiting)
                 waiting = []
                 self._unmap(event)
                 continue
-            waiting += self._ordered_statements(event, deleted)
+            waiting += self._composer.in_order(event, deletes=deletes)
             if len(waiting) >= _PIPELINE_STATEMENTS:
                 self._run(waiting)
                 waiting = []
@@ -290,49 +293,6 @@ class Applier:
     def _unmap(self, event: Unmap) -> None:
         self.begin()
         unmap(self._conn, self._routes, event.map, event.source_id, event.target_id)
-
-    def _ordered_statements(self, event: RowEvent | Truncation, deleted: bool) -> list[_Statement]:
-        if isinstance(event, Truncation):
-            tables = [self._of(table) for table in event.tables]
-            if not event.complete:
-                return [_Statement(one.empty, (), None, Op.TRUNCATE, str(one.route)) for one in tables]
-            statement = truncate(tables, restart_identity=event.restart_identity)
-            return [_Statement(statement, (), None, Op.TRUNCATE, ", ".join(map(str, event.tables)))]
-        op, table, old_key, row = event
-        statements = self._of(table)
-        name = str(table)
-        if op is Op.INSERT:
-            assert row is not None
-            return [_Statement(statements.insert, (statements.rows([row]),), 1, op, name)]
-        if op is Op.DELETE:
-            assert old_key is not None
-            # Where foreign keys are live, deleting a parent has already taken its children.
-            expected = None if not self._replica_role and table.route.name in self._cascaded and deleted else 1
-            if table.has_key:
-                return [_Statement(statements.delete, (statements.keys([old_key]),), expected, op, name)]
-            return [_Statement(statements.delete_whole, (statements.rows([old_key]),), expected, op, name)]
-        assert row is not None
-        return self._ordered_update(statements, old_key, row, name)
-
-    def _ordered_update(
-        self, statements: TableStatements, old_key: Row | None, row: Row, name: str
-    ) -> list[_Statement]:
-        assigned = tuple(at for at, value in enumerate(row) if value is not UNCHANGED)
-        rows = statements.rows([row])
-        parameters: tuple[RowArray, ...]
-        statement: bytes | None
-        if not statements.key:
-            assert old_key is not None
-            statement, parameters = statements.update_whole(assigned), (rows, statements.rows([old_key]))
-        elif old_key is not None:
-            statement, parameters = statements.update_key(assigned), (rows, statements.keys([old_key]))
-        else:
-            statement, parameters = statements.update(assigned), (rows,)
-        return [] if statement is None else [_Statement(statement, parameters, 1, Op.UPDATE, name)]
-
-
-def _deletes(events: Sequence[Event]) -> bool:
-    return any(type(event) is tuple and event[0] is Op.DELETE for event in events)
 
 
 def _count(events: Sequence[Event]) -> Counter[tuple[Op, TableName]]:
@@ -348,12 +308,12 @@ def _count(events: Sequence[Event]) -> Counter[tuple[Op, TableName]]:
     return by_name
 
 
-def _rejected(exc: Exception, statement: _Statement) -> RowRejected:
+def _rejected(exc: Exception, step: Step) -> RowRejected:
     """What the target refused, by names alone: the server's detail holds values."""
     assert isinstance(exc, psycopg.Error)
     what = exc.diag.constraint_name or exc.diag.column_name
     where = f" ({what})" if what else ""
     return RowRejected(
-        f"target: {statement.table} refuses an {statement.op.value}{where}: {type(exc).__name__}, {exc.sqlstate}",
+        f"target: {step.table} refuses an {step.op.value}{where}: {type(exc).__name__}, {exc.sqlstate}",
         hint="mend the target's column or constraint, then start again: the change will be sent again",
     )

@@ -6,7 +6,7 @@ set-wise. What cannot be coalesced safely becomes an ordered segment between two
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -90,6 +90,12 @@ class Net:
     deletes: list[Row] = field(default_factory=list)  # keys
     updates: dict[tuple[int, ...], list[Row]] = field(default_factory=dict)  # by the positions that are set
     inserts: list[Row] = field(default_factory=list)
+
+    def rewrite(self, everything: tuple[int, ...], key_of: Callable[[Row], Row]) -> None:
+        """Make deletes and inserts of the updates that set every column."""
+        rows = self.updates.pop(everything, [])
+        self.deletes += map(key_of, rows)
+        self.inserts += rows
 
     def __len__(self) -> int:
         return len(self.deletes) + len(self.inserts) + sum(map(len, self.updates.values()))

@@ -1,0 +1,113 @@
+"""Changes into statements for the target. Composes only: the applier runs them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from replicator.model.change import Op
+from replicator.model.row import UNCHANGED, Row
+from replicator.routing.route import Route
+from replicator.stream.batch import Event, Net, RowEvent, Truncation
+from replicator.stream.relations import RoutedTable
+from replicator.target.statements import RowArray, TableStatements, truncate
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One statement and the rows that it must hit; ``expected`` None: any number. ``table`` is for messages."""
+
+    statement: bytes
+    parameters: tuple[object, ...]
+    expected: int | None
+    op: Op
+    table: str
+
+
+class Composer:
+    """Makes steps of the net effect of sets, or of single changes in order."""
+
+    def __init__(self, routes: Sequence[Route], *, replica_role: bool) -> None:
+        """``replica_role``: neither triggers nor foreign keys act on what the steps do."""
+        # By table, not by route: a table's shape can change in mid-stream. The cache holds the shapes in use.
+        self._statements: dict[RoutedTable, TableStatements] = {}
+        self._replica_role = replica_role
+        self._cascaded = {
+            route.name for route in routes if any(key.on_delete == "c" for key in route.target.foreign_keys)
+        }
+
+    def statements(self, table: RoutedTable) -> TableStatements:
+        """What can be done to this table."""
+        found = self._statements.get(table)
+        if found is None:
+            found = self._statements[table] = TableStatements(table.route)
+        return found
+
+    def deletes(self, table: RoutedTable, net: Net) -> list[Step]:
+        """The deletes of a set."""
+        if not net.deletes:
+            return []
+        statements = self.statements(table)
+        return [Step(statements.delete, (statements.keys(net.deletes),), len(net.deletes), Op.DELETE, str(table))]
+
+    def updates(self, table: RoutedTable, net: Net) -> list[Step]:
+        """The updates of a set: a step per set of columns."""
+        statements = self.statements(table)
+        return [
+            Step(statement, (statements.rows(rows),), len(rows), Op.UPDATE, str(table))
+            for assigned, rows in net.updates.items()
+            if (statement := statements.update(assigned)) is not None
+        ]
+
+    def inserts(self, table: RoutedTable, rows: Sequence[Row]) -> list[Step]:
+        """The inserts of a set that is too small for a COPY."""
+        if not rows:
+            return []
+        statements = self.statements(table)
+        return [Step(statements.insert, (statements.rows(rows),), len(rows), Op.INSERT, str(table))]
+
+    def in_order(self, event: RowEvent | Truncation, *, deletes: bool) -> list[Step]:
+        """One change; ``deletes``: whether any of the changes around it deletes."""
+        if isinstance(event, Truncation):
+            return self._truncation(event)
+        op, table, old_key, row = event
+        statements = self.statements(table)
+        if op is Op.INSERT:
+            assert row is not None
+            return self.inserts(table, [row])
+        if op is Op.DELETE:
+            assert old_key is not None
+            # Where foreign keys are live, deleting a parent has already taken its children.
+            expected = None if not self._replica_role and table.route.name in self._cascaded and deletes else 1
+            if table.has_key:
+                return [Step(statements.delete, (statements.keys([old_key]),), expected, op, str(table))]
+            return [Step(statements.delete_whole, (statements.rows([old_key]),), expected, op, str(table))]
+        assert row is not None
+        return self._update(statements, old_key, row, str(table))
+
+    def _truncation(self, event: Truncation) -> list[Step]:
+        tables = [self.statements(table) for table in event.tables]
+        if not event.complete:
+            return [Step(one.empty, (), None, Op.TRUNCATE, str(one.route)) for one in tables]
+        statement = truncate(tables, restart_identity=event.restart_identity)
+        return [Step(statement, (), None, Op.TRUNCATE, ", ".join(map(str, event.tables)))]
+
+    @staticmethod
+    def _update(statements: TableStatements, old_key: Row | None, row: Row, name: str) -> list[Step]:
+        assigned = tuple(at for at, value in enumerate(row) if value is not UNCHANGED)
+        rows = statements.rows([row])
+        parameters: tuple[RowArray, ...]
+        statement: bytes | None
+        if not statements.key:
+            assert old_key is not None
+            statement, parameters = statements.update_whole(assigned), (rows, statements.rows([old_key]))
+        elif old_key is not None:
+            statement, parameters = statements.update_key(assigned), (rows, statements.keys([old_key]))
+        else:
+            statement, parameters = statements.update(assigned), (rows,)
+        return [] if statement is None else [Step(statement, parameters, 1, Op.UPDATE, name)]
+
+
+def has_deletes(events: Sequence[Event]) -> bool:
+    """Whether any of the changes deletes a row."""
+    return any(type(event) is tuple and event[0] is Op.DELETE for event in events)
