@@ -168,8 +168,9 @@ class Rig:
         )
 
     def wait_until_near(self, within_bytes: int = 1 << 20) -> None:
-        """The stream has nearly caught up with writers that go on writing."""
+        """The service streams, and has nearly caught up with writers that go on writing."""
         self.wait_for_stream()
+        self.wait_until(self.walsender, "the stream does not begin")
         self.wait_until(lambda: (lag := self.lag_bytes()) is not None and lag < within_bytes, "the lag stays")
 
     def wait_until_drained(self) -> None:
