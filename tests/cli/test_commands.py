@@ -227,7 +227,7 @@ def test_beside_a_running_service(case, tmp_path):
         service.terminate()
         assert service.wait(10) == 0
     with running("run", cwd=tmp_path) as service:
-        wait_for_phase(case, "streaming")
+        wait_until_healthy(tmp_path)  # the phase is still that of the service before
         done = replicator("cutover", "--yes", "--json", "--report", "report.json", cwd=tmp_path)
         assert done.returncode == 0, done.stderr
         report = json.loads(done.stdout)
@@ -246,6 +246,14 @@ def test_beside_a_running_service(case, tmp_path):
         assert "kept the source's database setting default_transaction_read_only" in torn.stdout
     finally:
         reopen(case.source_dsn)
+
+
+def wait_until_healthy(cwd):
+    """Until a service streams: its lock is held and its slot is read."""
+    deadline = time.monotonic() + 30
+    while replicator("status", cwd=cwd).returncode != 0:
+        assert time.monotonic() < deadline, "no service became healthy"
+        time.sleep(0.2)
 
 
 def reopen(dsn):
