@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable
 from psycopg import sql
 
 from replicator.errors import Refused
-from replicator.model.schema import Table, TableName, show_table
+from replicator.model.schema import Table, TableName, show_tables
 from replicator.postgres.connection import Connection, query, table_identifier
 from replicator.routing.order import levels
 
@@ -21,7 +21,7 @@ def refuse_rows(conn: Connection, tables: Iterable[Table]) -> None:
     occupied = [table.name for table in tables if has_rows(conn, table.name)]
     if occupied:
         raise Refused(
-            f"target tables hold rows: {_list(occupied)}", hint="empty them yourself, or let --truncate do it"
+            f"target tables hold rows: {show_tables(occupied)}", hint="empty them yourself, or let --truncate do it"
         )
 
 
@@ -34,7 +34,7 @@ def refuse_outsiders(conn: Connection, tables: Iterable[Table]) -> None:
     outsiders = _referencing(conn, tables)
     if outsiders:
         raise Refused(
-            f"cannot truncate: {_list(outsiders)} outside the plan references tables of it",
+            f"cannot truncate: {show_tables(outsiders)} outside the plan references tables of it",
             hint="replicate these tables too, or drop their foreign keys for the time being",
         )
 
@@ -73,8 +73,8 @@ def empty(conn: Connection, tables: Collection[Table], *, replica: bool) -> None
     holding = [] if replica else [name for name in outsiders if has_rows(conn, name)]
     if holding:
         raise Refused(
-            f"cannot empty {_list(table.name for table in tables)}: rows of {_list(holding)} reference them, and the "
-            "target's role may not turn foreign keys off",
+            f"cannot empty {show_tables(table.name for table in tables)}: rows of {show_tables(holding)} reference "
+            "them, and the target's role may not turn foreign keys off",
             hint="GRANT SET ON PARAMETER session_replication_role to the role (server 15+), or copy those tables too",
         )
     for level in reversed(levels(tables)):
@@ -107,7 +107,3 @@ def _referencing(conn: Connection, tables: Iterable[Table]) -> list[TableName]:
         *[[table.oid for table in tables]] * 2,
     )
     return [(schema, name) for schema, name in rows]
-
-
-def _list(names: Iterable[TableName]) -> str:
-    return ", ".join(show_table(name) for name in names)

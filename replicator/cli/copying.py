@@ -13,7 +13,7 @@ from types import FrameType
 
 from replicator.config import Settings
 from replicator.errors import Refused, StateError
-from replicator.model.schema import TableName, show_table
+from replicator.model.schema import TableName, show_tables
 from replicator.postgres.connection import Connection, connect, translated
 from replicator.routes import require_routes
 from replicator.target import state
@@ -132,7 +132,7 @@ def _ask_service(settings: Settings, selection: Selection, conn: Connection) -> 
     unknown = set(names) - state.load_table_states(conn, slot).keys()
     if unknown:
         raise Refused(
-            f"the running service does not know {names_of(sorted(unknown))}",
+            f"the running service does not know {show_tables(sorted(unknown))}",
             hint="stop it, run this command again, then start it with the settings that name the table",
         )
     before = _request(conn, slot, names)
@@ -186,8 +186,3 @@ def _stopped_by_signals() -> Iterator[threading.Event]:
             signal.signal(number, previous)
     if caught:
         raise Interrupted(caught[0])
-
-
-def names_of(names: Collection[TableName]) -> str:
-    """Tables as people write them."""
-    return ", ".join(show_table(name) for name in names)

@@ -99,11 +99,12 @@ def _confirm_truncate(settings: Settings, selection: Selection, *, yes: bool) ->
     question = "Empty target tables that hold rows of somebody else's?"
     if sys.stdin.isatty() and sys.stderr.isatty():
         from replicator.cli import copying
+        from replicator.model.schema import show_tables
 
         occupied = copying.preview(settings, selection).occupied
         if not occupied:
             return
-        question = f"Empty these target tables: {copying.names_of(occupied)}?"
+        question = f"Empty these target tables: {show_tables(occupied)}?"
     confirm(question, yes=False)
 
 

@@ -12,11 +12,9 @@ from replicator.cutover.report import Detail, StepRecord
 from replicator.cutover.transitions import ORDER, State, States, Step
 from replicator.errors import StateError
 from replicator.postgres.connection import Connection, connect, query, translated
-from replicator.target.state import load_checkpoint
+from replicator.target.state import load_checkpoint, try_lock
 
 Progress = Callable[[StepRecord], None]
-
-_LOCK_CLASS = 0x7265706C  # the first key of all our advisory locks, as in target.state
 
 
 def lock_cutover(conn: Connection, slot: str) -> None:
@@ -25,10 +23,7 @@ def lock_cutover(conn: Connection, slot: str) -> None:
     Raises:
         StateError: another one runs.
     """
-    [(locked,)] = query(
-        conn, "SELECT pg_catalog.pg_try_advisory_lock(%s, pg_catalog.hashtext(%s))", _LOCK_CLASS, f"cutover of {slot}"
-    )
-    if not locked:
+    if not try_lock(conn, f"cutover of {slot}"):
         raise StateError(f"another cutover of slot {slot} is running", hint="watch it with `replicator status`")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -17,6 +18,11 @@ def parse_table_name(text: str) -> TableName:
 def show_table(name: TableName) -> str:
     """``name`` as people write it: without the schema where that is ``public``."""
     return name[1] if name[0] == "public" else f"{name[0]}.{name[1]}"
+
+
+def show_tables(names: Iterable[TableName]) -> str:
+    """Several tables in a row, for messages."""
+    return ", ".join(map(show_table, names))
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from psycopg import errors, sql
 
 from replicator.errors import NEW_SNAPSHOT, SlotLost, StateError
-from replicator.model.schema import Table, TableName, show_table
+from replicator.model.schema import Table, TableName, show_tables
 from replicator.postgres.connection import Connection, query, table_identifier, translated
 from replicator.routing.route import Route
 
@@ -98,7 +98,7 @@ def ensure_publication(conn: Connection, name: str, routes: Iterable[Route]) -> 
         missing = [table for table in tables if table.name not in found.tables]
         if missing and not found.is_ours:
             raise StateError(
-                f"publication {name} lacks {_list(table.name for table in missing)} and belongs to another role",
+                f"publication {name} lacks {show_tables(table.name for table in missing)} and belongs to another role",
                 hint="let its owner add them with ALTER PUBLICATION … ADD TABLE, or choose another name",
             )
         if missing:
@@ -165,7 +165,7 @@ def _refuse_gaps(
     again = " ".join(f"--table {route}" for route in gaps)
     raise StateError(
         f"publication {name} {'did not publish for a while' if gaps[0] in returned else 'does not publish'} "
-        f"{_list(route.source.name for route in gaps)}: changes made meanwhile are lost to the stream",
+        f"{show_tables(route.source.name for route in gaps)}: changes made meanwhile are lost to the stream",
         hint=f"`replicator snapshot {again}` adds what is missing and copies it again",
     )
 
@@ -214,19 +214,15 @@ def _refuse_other(name: str, found: Publication, wanted: Collection[TableName]) 
     elif found.schemas:
         fault = f"publishes whole schemas ({', '.join(found.schemas)})"
     elif extra:
-        fault = f"publishes tables that are not in the plan: {_list(extra)}"
+        fault = f"publishes tables that are not in the plan: {show_tables(extra)}"
         remedy = (
             f"name them in `tables` of the settings; or, if nothing else uses it, ALTER PUBLICATION {name} DROP TABLE …"
         )
     elif narrowed:
-        fault = f"has a row filter or a column list for {_list(narrowed)}"
+        fault = f"has a row filter or a column list for {show_tables(narrowed)}"
     elif found.operations != _OPERATIONS:
         fault = f"does not publish {', '.join(sorted(_OPERATIONS - found.operations))}"
     elif not found.via_root:
         fault = "publishes partitions under their own names (publish_via_partition_root is off)"
     if fault:
         raise StateError(f"publication {name} {fault}", hint=remedy)
-
-
-def _list(names: Iterable[TableName]) -> str:
-    return ", ".join(show_table(name) for name in names)

@@ -82,14 +82,19 @@ def drop(conn: Connection) -> None:
     conn.execute("DROP SCHEMA IF EXISTS replicator CASCADE")
 
 
+def try_lock(conn: Connection, name: str) -> bool:
+    """Take the advisory lock of this name for as long as the session lives; False if another session holds it."""
+    [(locked,)] = query(conn, "SELECT pg_catalog.pg_try_advisory_lock(%s, pg_catalog.hashtext(%s))", _LOCK_CLASS, name)
+    return bool(locked)
+
+
 def lock_writer(conn: Connection, slot: str) -> None:
     """Become the only writer for ``slot``, for as long as this session lives.
 
     Raises:
         StateError: another replicator holds the lock.
     """
-    [(locked,)] = query(conn, "SELECT pg_catalog.pg_try_advisory_lock(%s, pg_catalog.hashtext(%s))", _LOCK_CLASS, slot)
-    if not locked:
+    if not try_lock(conn, slot):
         raise StateError(
             f"another replicator is already running for slot {slot}",
             hint="stop it first, or watch it with `replicator status`",
