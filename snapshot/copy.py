@@ -12,6 +12,7 @@ import psycopg
 from psycopg import sql
 
 from replicator.errors import ReplicatorError, RowRejected, TransientError, UnmappedId
+from replicator.failpoints import failpoint
 from replicator.model.row import join, split
 from replicator.model.schema import TableName
 from replicator.postgres.connection import Connection, query, table_identifier, translate, translated
@@ -108,7 +109,9 @@ class _Copy:
                 raise TransientError(f"table {route} was taken over by another snapshot")
             rows, size = self._fill(mapper)
             new = _record(self._target, mapper.take_unmapped()) if mapper else {}
+            failpoint("before_part", self._target)
             self._target.execute("COMMIT")
+            failpoint("after_part", self._target)
         except psycopg.Error as exc:
             raise refusal(route, exc) or translate(exc, "target") from exc
         return CopyResult(route.name, rows, size, new)

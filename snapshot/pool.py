@@ -16,6 +16,7 @@ from multiprocessing.process import BaseProcess
 from types import ModuleType, TracebackType
 from typing import Any, Self, TypeVar
 
+from replicator import failpoints
 from snapshot.session import forget, interrupt
 
 # Starting processes takes longer than copying this much in threads.
@@ -84,6 +85,7 @@ def _follow(lifeline: PipeEnd) -> None:
     """In a new process: live no longer than the other end of ``lifeline``, which closes however its owner ends."""
     # Ctrl-C is for the owner, who ends us in order.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    failpoints.arm()
 
     def watch() -> None:
         lifeline.poll(None)

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from replicator import metrics
 from replicator.config import Settings
 from replicator.errors import NEW_SNAPSHOT, SlotLost, StateError, TransientError
+from replicator.failpoints import failpoint
 from replicator.logs import get_logger
 from replicator.model.schema import Table, TableName
 from replicator.postgres.catalog import server_identity
@@ -169,7 +170,9 @@ class _Job:
         else:
             drop_slot(self.source, self.slot)
         try:
+            failpoint("before_slot", self.writer)
             with self._export(self.slot, temporary=False) as snapshot:
+                failpoint("after_slot", self.writer)
                 with self.writer.transaction():
                     state.create_checkpoint(self.writer, self.slot, snapshot.lsn, *identity)
                     state.add_table_states(self.writer, self.slot, [route.name for route in self.routes])
@@ -200,7 +203,9 @@ class _Job:
             return False
         # Those of tables that are no longer in the settings, if any.
         indexes.rebuild_missing(self.writer)
+        failpoint("before_snapshot_complete", self.writer)
         state.set_phase(self.writer, self.slot, "catching_up")
+        failpoint("after_snapshot_complete", self.writer)
         _log.info("snapshot complete", tables=len(self.routes))
         return True
 

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 from replicator.config import Settings
 from replicator.errors import TransientError
+from replicator.failpoints import failpoint
 from replicator.logs import get_logger
 from replicator.model.schema import Table, TableName
 from replicator.postgres.connection import Connection
@@ -126,10 +127,12 @@ class Schedule:
                 self._writer, self._slot, copy.name, snapshot.lsn, columns, route.dropped, published
             )
             if self._settings.snapshot.defer_indexes and copy.rows_estimate >= _DEFER_ROWS:
+                failpoint("before_index_drop", self._writer)
                 _, kept = indexes.defer(self._writer, copy.name)
                 if kept:
                     _log.warning("indexes stay while rows are copied: this role may not create them again",
                                  table=str(route), indexes=kept)  # fmt: skip
+        failpoint("after_table_entered", self._writer)
         self._tracker.enter(copy.name, "copying")
 
         def part_done(result: CopyResult) -> None:
@@ -138,7 +141,9 @@ class Schedule:
             tally.size += result.size
             self._tracker.add(result)
             if tally.parts == 0:
+                failpoint("before_table_copied", self._writer)
                 state.finish_table(self._writer, self._slot, copy.name, tally.rows, tally.size)
+                failpoint("after_table_copied", self._writer)
                 _log.info("table copied", table=str(route), rows=tally.rows, bytes=tally.size,
                           seconds=round(time.monotonic() - tally.started, 1))  # fmt: skip
                 done(copy.name)

@@ -19,6 +19,7 @@ FLOORS = {
     "replicator.routing": 1,
     "replicator.pgoutput": 1,
     "replicator.config": 2,
+    "replicator.failpoints": 2,
     "replicator.logs": 2,
     "replicator.metrics": 2,
     "replicator.postgres": 2,
@@ -58,8 +59,15 @@ LEVEL |= {  # floor 2: both sides stand on the shared room, and everybody may lo
         "replicator.postgres",
         "replicator.config",
         "replicator.routes",
+        "replicator.failpoints",
     )
-    for shared in ("replicator.postgres", "replicator.config", "replicator.metrics", "replicator.logs")
+    for shared in (
+        "replicator.postgres",
+        "replicator.config",
+        "replicator.metrics",
+        "replicator.logs",
+        "replicator.failpoints",
+    )
 }
 MAY_IMPORT_SNAPSHOT = {"snapshot", "replicator.service", "replicator.cli", "replicator.demo"}
 # The package itself holds plain names and stands below everything.

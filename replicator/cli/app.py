@@ -68,9 +68,11 @@ def read_globals(
         if help_text := ctx.get_help():
             typer.echo(help_text)
         raise typer.Exit(2)
+    from replicator.failpoints import arm as arm_failpoints
     from replicator.logs import configure
 
     configure(ctx.obj.log_format, verbose)
+    arm_failpoints()
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:

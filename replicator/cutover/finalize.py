@@ -20,6 +20,7 @@ from replicator.cutover.report import Detail
 from replicator.cutover.steps import Site
 from replicator.cutover.transitions import State, Step
 from replicator.errors import ReplicatorError, StateError, TransientError
+from replicator.failpoints import failpoint
 from replicator.model.lsn import Lsn
 from replicator.postgres.connection import Connection, query, translated
 from replicator.source.freeze import Terminated, terminate_others
@@ -52,7 +53,10 @@ def commit(site: Site) -> None:
         "sessions": {"ended": sessions.ended, "left": sessions.left},
     }
     try:
-        site.journal.move(Step.FINALIZE, State.DONE, detail, phase="cut_over")
+        with translated("target"):
+            failpoint("before_hand_over", site.journal.conn)
+            site.journal.move(Step.FINALIZE, State.DONE, detail, phase="cut_over")
+            failpoint("after_hand_over", site.journal.conn)
     except TransientError as exc:
         # An error that the server answered is a rollback; only a lost answer leaves it open.
         lost = site.journal.conn.closed or site.journal.conn.broken

@@ -15,6 +15,7 @@ from replicator.cutover.steps import STEPS, Options, Site, Verification, intent
 from replicator.cutover.transitions import State, Step, is_finalized, next_step
 from replicator.cutover.undo import give_up, reopen, report_of
 from replicator.errors import Refused, ReplicatorError
+from replicator.failpoints import failpoint
 from replicator.logs import get_logger
 from replicator.postgres.connection import Connection, Side, connect, translated
 from replicator.target import state
@@ -143,15 +144,19 @@ def _run_step(site: Site, step: Step, interrupts: Interrupts) -> None:
     if step is Step.FINALIZE:
         site.journal.move(step, State.RUNNING)
         with interrupts.deferred():
+            failpoint(f"before_step:{step}")
             finalize.commit(site)
             finalize.close(site)
+            failpoint(f"after_step:{step}")
         return
     if step is Step.FREEZE:
         # What must be undone, and that it must be, is on record before it is done.
         site.journal.move(step, State.RUNNING, intent(site), phase="cutting_over")
     else:
         site.journal.move(step, State.RUNNING)
+    failpoint(f"before_step:{step}")
     detail = STEPS[step](site)
+    failpoint(f"after_step:{step}")
     if step is not Step.CHECK:
         site.require_lock()
     # Once more with the freeze: the service may just have been about to say that it has caught up.

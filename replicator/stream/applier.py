@@ -11,6 +11,7 @@ from psycopg.errors import error_from_result
 
 from replicator import metrics
 from replicator.errors import RowRejected, StateError
+from replicator.failpoints import failpoint
 from replicator.model.change import Op
 from replicator.model.row import Row
 from replicator.model.schema import TableName
@@ -83,7 +84,9 @@ class Applier:
         if behind_parts:
             self._conn.execute("SAVEPOINT batch")
         try:
+            failpoint("before_batch", self._conn)
             self._apply_coalesced(batch.events)
+            failpoint("after_batch", self._conn)
         except _CURABLE as exc:
             metrics.BATCH_REPLAYS.inc()
             self._undo(behind_parts)
@@ -101,10 +104,12 @@ class Applier:
         Raises:
             StateError: there is no row to store it in.
         """
+        failpoint("before_commit", self._conn)
         with self._conn.pipeline():
             self.begin()
             cursor = self._conn.execute(checkpoint, parameters, prepare=True)
             self._conn.execute("COMMIT")
+        failpoint("after_commit", self._conn)
         self._begun = False
         if cursor.rowcount != 1:
             raise StateError("the checkpoint is gone: somebody has removed it while the stream was running")

@@ -13,6 +13,7 @@ from psycopg.errors import error_from_result
 
 from replicator import metrics
 from replicator.errors import NEW_SNAPSHOT, SlotLost, TransientError
+from replicator.failpoints import failpoint
 from replicator.model.lsn import Lsn
 from replicator.pgoutput import (
     PrimaryKeepalive,
@@ -160,9 +161,11 @@ class Receiver:
             applied=committed,
             clock_us=wire_microseconds(time.time()),
         )
+        failpoint("before_feedback")
         pgconn = self._conn.pgconn
         pgconn.put_copy_data(update)
         pgconn.flush()  # what does not fit the socket now leaves with the next one
+        failpoint("after_feedback")
         self._next_feedback = time.monotonic() + FEEDBACK_INTERVAL_S
 
     @staticmethod

@@ -17,6 +17,7 @@ from psycopg import errors
 from replicator import metrics
 from replicator.config import Settings
 from replicator.errors import ReplicatorError, SchemaMismatch, StateError, UnmappedId
+from replicator.failpoints import failpoint
 from replicator.logs import get_logger
 from replicator.model.change import Op
 from replicator.model.lsn import ZERO, Lsn
@@ -264,7 +265,9 @@ class Stream:
 
     def _load_checkpoint(self) -> Checkpoint:
         with translated("target"):
+            failpoint("before_checkpoint_read", self._writer)
             checkpoint = load_checkpoint(self._writer, self._slot)
+            failpoint("after_checkpoint_read", self._writer)
         if checkpoint is None:
             raise StateError(f"slot {self._slot} has no checkpoint on the target", hint="take a snapshot first")
         return checkpoint

@@ -13,6 +13,7 @@ from typing import LiteralString, cast
 from psycopg import errors, sql
 
 from replicator.errors import RowRejected, StateError
+from replicator.failpoints import failpoint
 from replicator.model.schema import TableName, show_table
 from replicator.postgres.connection import Connection, query, table_identifier, translated
 
@@ -144,6 +145,7 @@ def rebuild(conn: Connection, index: DeferredIndex) -> None:
     with translated("target"):
         _raise_memory(conn)
         try:
+            failpoint("before_index_rebuild", conn)
             with conn.transaction():
                 if not _exists(conn, index):
                     conn.execute(cast(LiteralString, index.definition))  # type: ignore[redundant-cast]
@@ -152,6 +154,7 @@ def rebuild(conn: Connection, index: DeferredIndex) -> None:
                     " WHERE index_schema = %s AND index_name = %s",
                     (index.schema, index.name),
                 )
+            failpoint("after_index_rebuild", conn)
         except errors.IntegrityError as exc:
             raise RowRejected(
                 f"{show_table(index.table)}: its rows violate the unique index {index.name}, which cannot be rebuilt",

@@ -14,7 +14,7 @@ from pathlib import Path
 import psutil
 
 ROOT = Path(__file__).parents[2]
-START_TIMEOUT_S = 120.0
+FAILPOINTS = "REPLICATOR_FAILPOINTS"
 
 
 class Service:
@@ -27,7 +27,7 @@ class Service:
         self.process: subprocess.Popen[bytes] | None = None
         self.memory = Memory()
 
-    def start(self, *arguments: str) -> None:
+    def start(self, *arguments: str, failpoints: str = "") -> None:
         assert not self.running
         self.lives += 1
         with self.log.open("ab") as log:
@@ -39,7 +39,7 @@ class Service:
                 stdout=log,
                 stderr=log,
                 cwd=self.directory,
-                env=self.environment,
+                env=self.environment | {FAILPOINTS: failpoints},
             )
         self.memory.watch(self.process.pid)
 

@@ -27,7 +27,7 @@ from replicator.demo.freshtrack import (
     target_schema,
     write_map_file,
 )
-from tests.endurance.process import Service, command, environment, tail
+from tests.endurance.process import FAILPOINTS, Service, command, environment, tail
 from tests.oracle import assert_same_freshtrack, assert_same_rows, assert_valid_foreign_keys
 
 COMMAND_TIMEOUT_S = 600.0
@@ -127,7 +127,7 @@ class Rig:
 
     # ── doing ──────────────────────────────────────────────────────────────────────────────────────────
 
-    def popen(self, *arguments: str) -> subprocess.Popen[str]:
+    def popen(self, *arguments: str, failpoints: str = "") -> subprocess.Popen[str]:
         """A command that the test goes on beside."""
         return subprocess.Popen(
             command(*self.options, *arguments),
@@ -136,7 +136,7 @@ class Rig:
             stderr=subprocess.PIPE,
             text=True,
             cwd=self.directory,
-            env=self.environment,
+            env=self.environment | {FAILPOINTS: failpoints},
         )
 
     def run(self, *arguments: str, exits: int = 0) -> str:
