@@ -21,7 +21,7 @@ from replicator.routing.idmap import MapSpec, Unmapped
 from replicator.routing.mapper import Mapper
 from replicator.routing.route import Route
 from replicator.routing.wire import fit
-from replicator.target import idmaps, state
+from replicator.target import idmaps, parts, state
 from snapshot.plan import PageRange
 from snapshot.session import begin_reading, session
 
@@ -36,6 +36,7 @@ class CopyTask:
     slot: str
     snapshot_name: str
     route: Route  # as `portable` made it
+    part: int  # its number among the parts of the table
     pages: PageRange | None  # None: the whole table
     attempt: int  # of table_state: whoever empties the table raises it
     replica: bool  # the target's role may turn off triggers and foreign keys
@@ -107,8 +108,13 @@ class _Copy:
                 self._target.execute("SET LOCAL session_replication_role = replica")
             if state.hold_attempt(self._target, task.slot, route.name) != task.attempt:
                 raise TransientError(f"table {route} was taken over by another snapshot")
+            done = parts.start_part(self._target, task.slot, route.name, task.attempt, task.part)
+            if done is not None:
+                self._target.execute("ROLLBACK")
+                return CopyResult(route.name, *done, {})
             rows, size = self._fill(mapper)
             new = _record(self._target, mapper.take_unmapped()) if mapper else {}
+            parts.finish_part(self._target, task.slot, route.name, task.attempt, task.part, rows, size)
             failpoint("before_part", self._target)
             self._target.execute("COMMIT")
             failpoint("after_part", self._target)

@@ -9,21 +9,24 @@ The state on the target decides what to do, so that a crash at any instant is me
 
 from __future__ import annotations
 
+import contextlib
 import secrets
 import threading
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import Executor
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+
+import psycopg
 
 from replicator import metrics
 from replicator.config import Settings
-from replicator.errors import NEW_SNAPSHOT, SlotLost, StateError, TransientError
+from replicator.errors import NEW_SNAPSHOT, ReplicatorError, SlotLost, StateError, TransientError
 from replicator.failpoints import failpoint
 from replicator.logs import get_logger
 from replicator.model.schema import Table, TableName
 from replicator.postgres.catalog import server_identity
-from replicator.postgres.connection import Connection, query, translated
+from replicator.postgres.connection import Connection, connect, query, translated
 from replicator.routing.idmap import MapSpec
 from replicator.routing.route import Route
 from replicator.source.publication import ensure_publication, require_publication
@@ -243,7 +246,7 @@ class _Job:
         begun = [route.name for route in todo if route not in fresh]
         name = f"{self.slot[:48]}_{secrets.token_hex(4)}"
         with self._export(name, temporary=True) as snapshot:
-            self._end_orphans()
+            self._end_orphans(self.writer)
             with self.writer.transaction():
                 state.reopen_tables(self.writer, self.slot, begun)
                 if begun:
@@ -274,7 +277,7 @@ class _Job:
         )
         tracker = Tracker(copies, self.progress)
         total_bytes = sum(copy.bytes_estimate for copy in copies.values())
-        with Pool(options.workers, total_bytes, self.executor) as pool:
+        with Pool(options.workers, total_bytes, self.executor) as pool, self._no_orphans():
             schedule = Schedule(self.settings, self.writer, pool, tracker, self.stop, replica=replica)
             schedule.copy(copies, snapshot, published.tables)
 
@@ -299,15 +302,31 @@ class _Job:
         for spec in specs:
             idmaps.store_entries(self.writer, spec.name, read_lookup(snapshot.holder, spec))
 
-    def _end_orphans(self) -> None:
-        """End sessions that a killed run left on the target. We hold the writer's lock, so any other is an orphan."""
-        self.writer.execute(
+    @contextmanager
+    def _no_orphans(self) -> Iterator[None]:
+        """Workers of an executor that was lent to us are out of the pool's reach; their sessions are not."""
+        try:
+            yield
+        except BaseException:
+            if self.executor is not None:
+                # Not the writer: its statements are cancelled once we are to stop.
+                with (
+                    contextlib.suppress(ReplicatorError, psycopg.Error),
+                    connect(self.settings.target.dsn, "target", purpose="snapshot") as conn,
+                ):
+                    self._end_orphans(conn)
+            raise
+
+    def _end_orphans(self, conn: Connection) -> None:
+        """End sessions that work for this slot. We hold the writer's lock, so those of another run are orphans."""
+        names = [f"replicator {purpose} {self.slot}"[:63] for purpose in ("copy", "index", "analyze")]
+        conn.execute(
             """
             SELECT pg_catalog.pg_terminate_backend(pid) FROM pg_catalog.pg_stat_activity
-            WHERE application_name = pg_catalog.left(%s, 63) AND usename = current_user
+            WHERE application_name = ANY (%s) AND usename = current_user
               AND datname = pg_catalog.current_database()
             """,
-            (f"replicator copy {self.slot}",),
+            (names,),
         )
 
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, wait
-from concurrent.futures.process import BrokenProcessPool
+from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, CancelledError, Future, wait
 from dataclasses import dataclass
 from graphlib import TopologicalSorter
 from typing import Any, TypeVar
@@ -150,7 +149,7 @@ class Schedule:
                 self._index(route.target)
 
         plain = portable(route)
-        for pages in copy.parts:
+        for part, pages in enumerate(copy.parts):
             task = CopyTask(
                 run=self._pool.run,
                 source_dsn=self._settings.source.dsn,
@@ -158,6 +157,7 @@ class Schedule:
                 slot=self._slot,
                 snapshot_name=snapshot.name,
                 route=plain,
+                part=part,
                 pages=pages,
                 attempt=attempt,
                 replica=self._replica,
@@ -192,18 +192,25 @@ class Schedule:
     def _submit(self, function: Callable[[Task], Result], task: Task, then: Callable[[Result], None]) -> None:
         try:
             future = self._pool.submit(function, task)
-        except BrokenProcessPool as exc:
-            raise _process_died() from exc
+        except BrokenExecutor as exc:
+            raise _worker_died() from exc
 
         def finished() -> None:
             try:
                 result = future.result()
-            except BrokenProcessPool as exc:
-                raise _process_died() from exc
+            except Exception as exc:
+                if _tells_of_worker(exc):
+                    raise _worker_died() from exc
+                raise
             then(result)
 
         self._running[future] = finished
 
 
-def _process_died() -> TransientError:
+def _tells_of_worker(exc: Exception) -> bool:
+    """Whether it is about who ran the task, not about what the task did."""
+    return isinstance(exc, BrokenExecutor | CancelledError) or type(exc).__module__.startswith("distributed.")
+
+
+def _worker_died() -> TransientError:
     return TransientError("a copying process ended unexpectedly; was it killed, or out of memory?")

@@ -6,6 +6,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator
+from concurrent.futures import Executor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -13,6 +14,7 @@ from types import FrameType
 
 from replicator.config import Settings
 from replicator.errors import Refused, StateError
+from replicator.logs import get_logger
 from replicator.model.schema import TableName, show_tables
 from replicator.postgres.connection import Connection, connect, translated
 from replicator.routes import require_routes
@@ -21,6 +23,8 @@ from snapshot.clear import has_rows
 from snapshot.plan import choose
 from snapshot.progress import Progress
 from snapshot.run import recopy, run_snapshot
+
+log = get_logger(__name__)
 
 _POLL_S = 0.3
 _SERVICE_GONE_S = 20.0  # a service that reconnects is without its lock for a while
@@ -85,8 +89,19 @@ def preview(settings: Settings, selection: Selection) -> Preview:
             )
 
 
-def copy(settings: Settings, selection: Selection, progress: Callable[[Progress], None] | None) -> Copied:
+def copy(
+    settings: Settings,
+    selection: Selection,
+    progress: Callable[[Progress], None] | None,
+    *,
+    workers: int | None = None,
+    dask: str | None = None,
+) -> Copied:
     """Copy what is missing, or the tables named once more; a running service does the latter by itself.
+
+    Args:
+        workers: parallel copies, instead of what the settings say.
+        dask: address of a Dask scheduler whose workers do the copying.
 
     Raises:
         Interrupted: SIGINT or SIGTERM.
@@ -97,6 +112,8 @@ def copy(settings: Settings, selection: Selection, progress: Callable[[Progress]
         state.migrate(writer)
         with translated("target"):
             if selection.only and state.writer_is_running(writer, slot):
+                if dask is not None:
+                    raise Refused("the service is running and copies by itself", hint="leave --dask out, or stop it")
                 _ask_service(settings, selection, writer)
                 return Copied(complete=True, by_service=True)
             state.lock_writer(writer, slot)
@@ -105,8 +122,28 @@ def copy(settings: Settings, selection: Selection, progress: Callable[[Progress]
             routes = require_routes(settings, source, writer)
             work = _choose_work(selection, "new" if checkpoint is None else checkpoint.phase)
             # From here on signals end the work in an orderly way; before, nothing has begun.
-            with _stopped_by_signals() as stop:
-                return Copied(work(settings, routes, writer=writer, source=source, stop=stop, progress=progress))
+            with _where(settings, workers, dask) as (settings, executor), _stopped_by_signals() as stop:
+                sides = {"writer": writer, "source": source}
+                return Copied(work(settings, routes, **sides, stop=stop, progress=progress, executor=executor))
+
+
+@contextmanager
+def _where(settings: Settings, workers: int | None, dask: str | None) -> Iterator[tuple[Settings, Executor | None]]:
+    """The settings with as many workers as there are, and who they are if they are not ours."""
+    if dask is None:
+        yield _with_workers(settings, workers), None
+        return
+    from snapshot.remote import dask_cluster
+
+    with dask_cluster(dask) as cluster:
+        log.info("copying on a Dask cluster", workers=cluster.workers, threads=cluster.threads)
+        yield _with_workers(settings, workers or cluster.threads), cluster.executor
+
+
+def _with_workers(settings: Settings, workers: int | None) -> Settings:
+    if workers is None:
+        return settings
+    return settings.model_copy(update={"snapshot": settings.snapshot.model_copy(update={"workers": workers})})
 
 
 def _choose_work(selection: Selection, phase: str) -> Callable[..., bool]:

@@ -56,15 +56,16 @@ def snapshot(
         list[str] | None, typer.Option("--exclude", help="Leave this target table for later; may be repeated.")
     ] = None,
     workers: Annotated[int | None, typer.Option("--workers", min=1, max=64, help="Parallel copies.")] = None,
+    dask: Annotated[
+        str | None,
+        typer.Option("--dask", metavar="ADDRESS", help="Copy on the workers of this Dask scheduler: tcp://host:8786."),
+    ] = None,
     truncate: Truncate = False,
     yes: Yes = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be copied, and copy nothing.")] = False,
 ) -> None:
     """Phase one alone: copy all rows, or go on with a copy that was interrupted."""
     settings = settings_of(ctx)
-    if workers is not None:
-        chosen = settings.snapshot.model_copy(update={"workers": workers})
-        settings = settings.model_copy(update={"snapshot": chosen})
     from replicator.cli import copying, views
     from replicator.cli.progress import snapshot_progress
     from replicator.model.schema import parse_table_name
@@ -81,7 +82,7 @@ def snapshot(
     _confirm_truncate(settings, selection, yes=yes)
     try:
         with snapshot_progress() as progress:
-            copied = copying.copy(settings, selection, progress)
+            copied = copying.copy(settings, selection, progress, workers=workers, dask=dask)
     except copying.Interrupted as exc:
         typer.echo(
             "replicator: interrupted — `replicator snapshot` or `replicator run` goes on where it ended", err=True

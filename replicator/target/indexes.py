@@ -147,6 +147,11 @@ def rebuild(conn: Connection, index: DeferredIndex) -> None:
         try:
             failpoint("before_index_rebuild", conn)
             with conn.transaction():
+                # A task may be given out twice, and side by side: whoever comes second finds the index.
+                conn.execute(
+                    "SELECT FROM replicator.deferred_index WHERE index_schema = %s AND index_name = %s FOR UPDATE",
+                    (index.schema, index.name),
+                )
                 if not _exists(conn, index):
                     conn.execute(cast(LiteralString, index.definition))  # type: ignore[redundant-cast]
                 conn.execute(

@@ -42,6 +42,18 @@ CREATE TABLE replicator.table_state (
     PRIMARY KEY (slot, table_schema, table_name)
 ) WITH (fillfactor = 50);
 
+-- One row per part of a table's copy, committed with its rows: a part that is handed out twice is copied once.
+CREATE TABLE replicator.copied_part (
+    slot text NOT NULL,
+    table_schema text NOT NULL,
+    table_name text NOT NULL,
+    attempt integer NOT NULL,
+    part integer NOT NULL,
+    rows bigint,
+    bytes bigint,
+    PRIMARY KEY (slot, table_schema, table_name, attempt, part)
+);
+
 CREATE TABLE replicator.id_map (
     map text NOT NULL,
     source_id text NOT NULL,
