@@ -12,7 +12,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from replicator.errors import ConfigError
-from replicator.model.schema import TableName, parse_table_name
+from replicator.model.schema import TableName, parse_column_name, parse_table_name
 from replicator.routing.idmap import MapSpec, OnUnmapped
 from replicator.routing.route import RouteSpec
 
@@ -142,7 +142,7 @@ class Settings(BaseSettings):
         return tuple(
             MapSpec(
                 name=name,
-                columns=frozenset(_parse_column(text) for text in settings.columns),
+                columns=frozenset(parse_column_name(text) for text in settings.columns),
                 on_unmapped=OnUnmapped(settings.on_unmapped),
                 table=parse_table_name(settings.table) if settings.table else None,
                 key=settings.key,
@@ -162,13 +162,6 @@ class Settings(BaseSettings):
             source = parse_table_name(settings.source) if settings.source else name
             specs.append(RouteSpec(source, name, settings.columns))
         return specs
-
-
-def _parse_column(text: str) -> tuple[str, str, str]:
-    table, dot, column = text.rpartition(".")
-    if not dot:
-        raise ValueError(f"write a column as table.column, not {text!r}")
-    return (*parse_table_name(table), column)
 
 
 def load(path: Path | None = None, *, source_dsn: str | None = None, target_dsn: str | None = None) -> Settings:

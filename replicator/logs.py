@@ -1,15 +1,21 @@
-"""Structured logs on stderr: UTC times, no passwords, no local variables of a traceback."""
+"""Structured logs on stderr: UTC times, no passwords, and of an exception its place but no foreign message."""
 
 from __future__ import annotations
 
+import json
 import logging
 import re
 import sys
-from collections.abc import Mapping
-from typing import Final, Literal, TextIO, cast
+import threading
+import traceback
+from collections.abc import Iterator, Mapping
+from typing import Any, Final, Literal, TextIO, cast
 
 import structlog
 from structlog.typing import EventDict, FilteringBoundLogger, Processor, WrappedLogger
+
+from replicator.errors import ReplicatorError
+from replicator.model.printable import printable, printable_json
 
 LogFormat = Literal["console", "json"]
 
@@ -73,8 +79,15 @@ def configure(format: LogFormat = "console", verbose: bool = False) -> None:
     )
     # Libraries speak only when something is wrong; their chatter is not ours to forward.
     logging.basicConfig(handlers=[handler], level=logging.INFO if verbose else logging.WARNING, force=True)
+    threading.excepthook = _log_thread_end
     # It warns of every pipeline that an error ended; the errors themselves reach us, and some are cured.
     logging.getLogger("psycopg").setLevel(logging.ERROR)
+
+
+def _log_thread_end(args: threading.ExceptHookArgs) -> None:
+    """An error that ends a thread: Python's own hook prints its message, and with it values."""
+    if args.exc_value is not None and args.exc_type is not SystemExit:
+        get_logger("threads").error("a thread ended", kind=args.exc_type.__name__, exc_info=args.exc_value)
 
 
 def get_logger(name: str) -> FilteringBoundLogger:
@@ -82,20 +95,57 @@ def get_logger(name: str) -> FilteringBoundLogger:
     return cast(FilteringBoundLogger, structlog.get_logger(module=name.removeprefix("replicator.")))
 
 
+def trace(exc: BaseException) -> Iterator[str]:
+    """Where it was raised, cause first: frames and classes. Messages of our own errors only: others quote values."""
+    cause = exc.__cause__ or (None if exc.__suppress_context__ else exc.__context__)
+    if cause is not None:
+        yield from trace(cause)
+    for frame in traceback.extract_tb(exc.__traceback__):
+        yield f"  {frame.filename}:{frame.lineno} in {frame.name}"
+    yield _told(exc)
+
+
+def _told(exc: BaseException) -> str:
+    message = f": {printable(exc.message)}" if isinstance(exc, ReplicatorError) else ""
+    return f"{type(exc).__name__}{message}"
+
+
 def _renderers(format: LogFormat) -> list[Processor]:
     # Exceptions become text first, so that redaction sees their messages too.
-    head: list[Processor] = [structlog.processors.format_exc_info, _redact_event]
+    head: list[Processor] = [_trace_exception, _redact_event]
     if format == "json":
-        return [*head, structlog.processors.JSONRenderer(ensure_ascii=False, default=_redacted_repr)]
-    return [*head, structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), pad_event_to=0)]
+        return [*head, structlog.processors.JSONRenderer(_json, default=_redacted_repr)]
+    return [*head, _printable_event, structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), pad_event_to=0)]
 
 
 def _name_library(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
     return {**event, "module": event["_record"].name}
 
 
+def _trace_exception(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
+    given = event.pop("exc_info", None)
+    if given is True:
+        given = sys.exc_info()
+    exc = given[1] if isinstance(given, tuple) else given
+    if isinstance(exc, BaseException):
+        event["exception"] = "\n".join(trace(exc))
+    return event
+
+
 def _redact_event(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
     return _redact_mapping(event)
+
+
+def _printable_event(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
+    """One event on one line whatever names it holds; only a traceback has lines of its own."""
+    return {
+        key: printable(value) if isinstance(value, str) and key != "exception" else value
+        for key, value in event.items()
+    }
+
+
+def _json(event: EventDict, **options: Any) -> str:
+    return printable_json(json.dumps(event, ensure_ascii=False, **options))
 
 
 def _redact_mapping(mapping: Mapping[str, object]) -> dict[str, object]:
@@ -115,7 +165,7 @@ def _redact_value(value: object) -> object:
         case list() | tuple() | set() | frozenset():
             return [_redact_value(each) for each in value]
         case BaseException():
-            return redact(f"{type(value).__name__}: {value}")
+            return redact(_told(value))
         case _:
             return redact(str(value))
 

@@ -17,6 +17,7 @@ from replicator.model.row import join, split
 from replicator.model.schema import TableName
 from replicator.postgres.connection import Connection, query, table_identifier, translate, translated
 from replicator.postgres.copy import CopyIn, copy_out
+from replicator.postgres.diagnosis import object_at_fault
 from replicator.routing.idmap import MapSpec, Unmapped
 from replicator.routing.mapper import Mapper
 from replicator.routing.route import Route
@@ -243,7 +244,7 @@ def refusal(route: Route, exc: psycopg.Error) -> RowRejected | None:
     where = str(route)
     if (column := _column_at_fault(exc)) in route.target_columns:
         where += f".{column}"
-    if exc.diag.constraint_name:
+    if exc.diag.constraint_name and object_at_fault(exc):
         where += f" ({exc.diag.constraint_name})"
     return RowRejected(
         f"{where}: the target refuses a row: {_REASONS.get(code, 'it breaks a rule of the table')} ({code})",

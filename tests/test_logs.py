@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import logging
+import threading
 from datetime import datetime, timedelta
 from typing import Literal
 
 import pytest
 
 from replicator import logs
+from replicator.errors import SlotLost
 
 SECRET = "hunter2-S3cret"
 DSNS = [
@@ -31,7 +33,9 @@ DSNS = [
 @pytest.fixture(autouse=True)
 def _restore_root_logger():
     handlers, level = logging.root.handlers[:], logging.root.level
+    hook = threading.excepthook
     yield
+    threading.excepthook = hook
     logging.root.handlers[:] = handlers
     logging.root.setLevel(level)
 
@@ -80,9 +84,66 @@ def test_no_log_line_holds_a_password(
         logging.getLogger("driver").exception("failed with %s", dsn)
     out, err = capsys.readouterr()
     assert out == ""
-    assert "could not reach" in err
-    assert "ConnectionError" in err
+    assert "could not reach" not in err, "a foreign message may hold anything"
+    assert err.count("ConnectionError") == 2
+    assert err.count(" in test_no_log_line_holds_a_password") >= 4, "the places are told"
     assert SECRET not in err
+
+
+@pytest.mark.parametrize("style", ["json", "console"])
+def test_our_own_errors_speak_in_a_traceback(
+    style: Literal["json", "console"], capsys: pytest.CaptureFixture[str]
+) -> None:
+    logs.configure(style)
+    try:
+        try:
+            raise ValueError("drunken sailor")
+        except ValueError as exc:
+            raise SlotLost("slot s is lost") from exc
+    except SlotLost as exc:
+        logs.get_logger("replicator.a").warning("failed", error=exc, exc_info=True)
+        logs.get_logger("replicator.a").warning("failed", exc_info=exc)
+    err = capsys.readouterr().err
+    assert err.count("SlotLost: slot s is lost") == 3
+    assert err.count("ValueError") == 2
+    assert "drunken" not in err
+
+
+def test_a_thread_that_dies_tells_no_value(capsys: pytest.CaptureFixture[str]) -> None:
+    """Python's own hook would print the message."""
+    logs.configure("json")
+
+    def work() -> None:
+        raise RuntimeError("drunken sailor")
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    [event] = map(json.loads, capsys.readouterr().err.splitlines())
+    assert (event["kind"], event["level"]) == ("RuntimeError", "error")
+    assert "in work" in event["exception"]
+    assert "drunken" not in str(event)
+
+
+HOSTILE = "a\n2026 [error] forged\r\x1b[2J\x9b31m\u202etxt\x7f"
+
+
+def test_a_name_breaks_no_line_and_drives_no_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    logs.configure("console")
+    logs.get_logger("replicator.a").info(f"about {HOSTILE}", table=HOSTILE, tables=[HOSTILE])
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1
+    assert not set(err) & set("\r\x1b\x9b\u202e\x7f")
+    assert "a\\n2026 [error] forged\\r\\x1b[2J" in err
+
+
+def test_json_holds_a_name_as_it_is_and_drives_no_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    logs.configure("json")
+    logs.get_logger("replicator.a").info("about", table=HOSTILE)
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1
+    assert not set(err) & set("\r\x1b\x9b\u202e\x7f")
+    assert json.loads(err)["table"] == HOSTILE
 
 
 def test_json_is_one_object_a_line_with_utc_time(capsys: pytest.CaptureFixture[str]) -> None:

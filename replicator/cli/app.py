@@ -12,6 +12,7 @@ import typer
 
 from replicator import __version__
 from replicator.cli import demo, faults, inspect, move, users
+from replicator.cli.argv import hide, with_password
 from replicator.cli.context import Globals, LogFormat
 
 app = typer.Typer(
@@ -77,6 +78,8 @@ def read_globals(
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run one command and exit: 0 yes or done, 1 the answer is no, 2 bad usage or settings, 3 a run-time failure."""
+    if arguments is None:
+        hide(with_password(sys.argv[1:]))
     words = hoist(sys.argv[1:] if arguments is None else arguments)
     log_format: LogFormat = "json" if _wants_json(words) else "console"
     try:

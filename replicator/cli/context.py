@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Literal, cast
 
 import typer
 
+from replicator.cli.argv import with_password
 from replicator.errors import ConfigError
+from replicator.model.printable import printable, printable_json
 
 if TYPE_CHECKING:
     from replicator.config import Settings
@@ -57,10 +59,23 @@ def settings_of(ctx: typer.Context, *, needs: Sequence[Side] = ("source", "targe
     return settings
 
 
+def warn_of_passwords(ctx: typer.Context) -> None:
+    """For commands that go on for long: their command line is there to be read all the while, or was at the start."""
+    from replicator.logs import get_logger
+
+    given = cast(Globals, ctx.obj)
+    for side, dsn in (("source", given.source), ("target", given.target)):
+        if with_password([dsn or ""]):
+            get_logger("cli").warning(
+                f"a password stands in --{side}, where others on this machine can read it until it is overwritten",
+                remedy=f"give the DSN through REPLICATOR_{side.upper()}__DSN, or the password through a passfile",
+            )
+
+
 def print_json(document: Mapping[str, object]) -> None:
     """One JSON document on stdout."""
-    json.dump(document, sys.stdout, ensure_ascii=False, indent=2, allow_nan=False)
-    sys.stdout.write("\n")
+    text = json.dumps(document, ensure_ascii=False, indent=2, allow_nan=False)
+    sys.stdout.write(printable_json(text) + "\n")
     sys.stdout.flush()
 
 
@@ -75,7 +90,7 @@ def confirm(question: str, *, yes: bool) -> None:
         return
     if not (sys.stdin.isatty() and sys.stderr.isatty()):
         raise ConfigError(f"{question} There is no terminal to ask", hint="give --yes to confirm")
-    if not typer.confirm(question, err=True):
+    if not typer.confirm(printable(question), err=True):
         typer.echo("nothing was changed", err=True)
         raise typer.Exit(1)
 

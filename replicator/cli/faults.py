@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import traceback
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
@@ -11,6 +10,7 @@ import typer
 
 from replicator import errors
 from replicator.cli.context import LogFormat
+from replicator.model.printable import printable
 
 # 0 yes or done · 1 the answer is no · 2 bad usage or settings · 3 a run-time failure. Classes not named here are 3.
 EXIT_CODES: Final[dict[type[BaseException], int]] = {
@@ -33,7 +33,7 @@ def exit_code(exc: BaseException) -> int:
 def report(exc: BaseException, log_format: LogFormat, *, verbose: bool) -> None:
     """Say on stderr what is wrong and what to do: one line per fault, no password, no value of a row."""
     # Imported late: `--help` needs no logger.
-    from replicator.logs import configure, get_logger, redact
+    from replicator.logs import configure, get_logger, redact, trace
 
     message, hint = describe(exc)
     if log_format == "json":
@@ -42,7 +42,7 @@ def report(exc: BaseException, log_format: LogFormat, *, verbose: bool) -> None:
         get_logger("cli").error(message, kind=type(exc).__name__, hint=hint, **fields)
         return
     text = f"{message} — {hint}" if hint else message
-    lines = [f"replicator: {line}" for line in text.splitlines()]
+    lines = [f"replicator: {printable(line)}" for line in text.split("\n")]
     if verbose:
         lines += trace(exc)
     typer.echo(redact("\n".join(lines)), err=True)
@@ -57,14 +57,3 @@ def describe(exc: BaseException) -> tuple[str, str]:
     frames = traceback.extract_tb(exc.__traceback__)
     place = f" at {Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else ""
     return f"unexpected {type(exc).__name__}{place}", "run it again with -v to see where it comes from"
-
-
-def trace(exc: BaseException) -> Iterator[str]:
-    """Where it was raised, cause first: frames and classes; messages only of our own errors."""
-    cause = exc.__cause__ or (None if exc.__suppress_context__ else exc.__context__)
-    if cause is not None:
-        yield from trace(cause)
-    for frame in traceback.extract_tb(exc.__traceback__):
-        yield f"  {frame.filename}:{frame.lineno} in {frame.name}"
-    message = f": {exc.message}" if isinstance(exc, errors.ReplicatorError) else ""
-    yield f"{type(exc).__name__}{message}"

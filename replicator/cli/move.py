@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from replicator.cli.context import check_report, confirm, print_json, settings_of, write_report
+from replicator.cli.context import check_report, confirm, print_json, settings_of, warn_of_passwords, write_report
+from replicator.model.printable import printable
 
 if TYPE_CHECKING:
     from replicator.cli.copying import Selection
@@ -129,6 +130,7 @@ def run(
         _confirm_truncate(settings, copying.Selection(None, frozenset(), truncate=True), yes=False)
     from replicator import service
 
+    warn_of_passwords(ctx)
     service.run(settings, truncate=truncate, until_lsn=position, until_caught_up=until_caught_up)
 
 
@@ -217,6 +219,6 @@ def teardown(
 
     done = remove(settings, keep_id_map=keep_id_map, skip_source=skip_source)
     for line in done.removed or ("nothing: there was nothing left",):
-        typer.echo(f"removed {line}")
+        typer.echo(printable(f"removed {line}"))
     for line in done.kept:
-        typer.echo(f"kept {line}")
+        typer.echo(printable(f"kept {line}"))

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ def verify_progress() -> Iterator[Callable[[TableProgress], None] | None]:
         def report(progress: TableProgress) -> None:
             with lock:
                 if progress.table not in tasks:
-                    tasks[progress.table] = bars.add_task(progress.table, total=progress.expected or None)
+                    tasks[progress.table] = bars.add_task(escape(progress.table), total=progress.expected or None)
                 task = tasks[progress.table]
                 bars.update(task, completed=progress.rows, visible=not progress.done)
 

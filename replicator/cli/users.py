@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from replicator.cli.context import confirm, print_json, settings_of
+from replicator.model.printable import printable
 
 app = typer.Typer(no_args_is_help=True, help="Who is who on both sides: the ID map, its coverage and retention.")
 
@@ -73,7 +74,7 @@ def show_status(ctx: typer.Context, json: Json = False) -> None:
             with connect(settings.source.dsn, "source", purpose="users") as source:
                 found = load_status(conn, source, tables=names)
         except TransientError as exc:
-            typer.echo(f"replicator: coverage is left out: {exc.message}", err=True)
+            typer.echo(printable(f"replicator: coverage is left out: {exc.message}"), err=True)
             found = load_status(conn, tables=names)
     if json:
         print_json(found.to_json())
@@ -94,7 +95,7 @@ def lookup(ctx: typer.Context, user_id: Annotated[str, typer.Argument(help="An I
         entries = find(conn, user_id)
     for entry in entries:
         until = f", kept until {entry.retain_until:%Y-%m-%d}" if entry.retain_until else ""
-        typer.echo(f"{entry.map}: {entry.source_id} → {entry.target_id} {entry.email or ''}{until}")
+        typer.echo(printable(f"{entry.map}: {entry.source_id} → {entry.target_id} {entry.email or ''}{until}"))
     if not entries:
         typer.echo("no map knows this ID", err=True)
         raise typer.Exit(1)

@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from replicator.cli.context import print_json
+from replicator.model.printable import printable
 from replicator.model.schema import show_table
 
 if TYPE_CHECKING:
@@ -34,6 +35,11 @@ def console() -> Console:
     """Stdout. Not narrower than a wide terminal where it is a file: lines are not to be cut there."""
     out = Console(highlight=False)
     return out if out.is_terminal else Console(highlight=False, width=200)
+
+
+def plain(text: str, style: str = "") -> Text:
+    """Text as it stands: no markup in it counts, and nothing in it drives the terminal."""
+    return Text("\n".join(map(printable, text.split("\n"))), style=style)
 
 
 def word(text: str) -> Text:
@@ -75,7 +81,7 @@ def show_checks(checks: Sequence[Check]) -> None:
     """One row per check; remedies beside those that did not pass."""
     table = grid("", "check", "side", "found", "remedy")
     for check in checks:
-        table.add_row(word(check.status.value), check.name, check.side, Text(check.message), Text(check.remedy))
+        table.add_row(word(check.status.value), check.name, check.side, plain(check.message), plain(check.remedy))
     console().print(table)
     counts = {kind: sum(check.status.value == kind for check in checks) for kind in ("pass", "warn", "fail")}
     console().print(f"{counts['pass']} passed, {counts['warn']} warnings, {counts['fail']} failed")
@@ -92,17 +98,20 @@ def show_plan(plan: Plan) -> None:
         notes += [f"dropped: {', '.join(each.dropped)}"] if each.dropped else []
         notes += [f"default: {', '.join(each.defaulted)}"] if each.defaulted else []
         size = show_size(each.bytes_estimate)
-        table.add_row(str(each.level), Text(name), f"{each.rows_estimate:,}", size, each.mode, Text("; ".join(notes)))
+        table.add_row(str(each.level), plain(name), f"{each.rows_estimate:,}", size, each.mode, plain("; ".join(notes)))
     out.print(table)
     if plan.publication_sql:
         out.print("[bold]created on the source[/], removed by `replicator teardown`:")
-        out.print(f"  logical replication slot {plan.slot} (pgoutput), which keeps WAL until it is read", markup=False)
-        out.print(f"  {plan.publication_sql};", markup=False, soft_wrap=True)
+        out.print(
+            plain(f"  logical replication slot {plan.slot} (pgoutput), which keeps WAL until it is read"),
+            soft_wrap=True,
+        )
+        out.print(plain(f"  {plan.publication_sql};"), soft_wrap=True)
         out.print("  logical messages with prefix replicator: a heartbeat every 5 s, a fence at the cutover")
     if plan.faults:
         out.print("[bold red]not replicable:[/]")
     for fault in plan.faults:
-        out.print(f"  {show_table(fault.table)}: {fault.message} — {fault.remedy}", markup=False, soft_wrap=True)
+        out.print(plain(f"  {show_table(fault.table)}: {fault.message} — {fault.remedy}"), soft_wrap=True)
 
 
 def show_preview(preview: Preview, *, truncate: bool) -> None:
@@ -114,7 +123,7 @@ def show_preview(preview: Preview, *, truncate: bool) -> None:
         note = (
             (" — would be emptied first" if truncate else " — holds rows: refused without --truncate") if filled else ""
         )
-        out.print(f"  {show_table(name)}{note}", markup=False)
+        out.print(plain(f"  {show_table(name)}{note}"), soft_wrap=True)
 
 
 def show_status(status: Status) -> None:
@@ -132,12 +141,12 @@ def status_view(status: Status) -> RenderableType:
     facts.add_row("unmapped IDs", str(status.unmapped_ids))
     facts.add_row("quarantined rows", str(status.quarantined_rows))
     parts: list[RenderableType] = [facts]
-    parts += [Text(f"! {problem}", style="bold red") for problem in status.problems]
+    parts += [plain(f"! {problem}", style="bold red") for problem in status.problems]
     if status.tables:
         tables = grid("table", "state", "copied", "applied", "snapshot", right=("copied", "applied"))
         for table in status.tables:
             counts = f"{table.rows_copied:,}", f"{table.rows_applied:,}"
-            tables.add_row(Text(table.name), word(table.state), *counts, table.snapshot_lsn or "–")
+            tables.add_row(plain(table.name), word(table.state), *counts, table.snapshot_lsn or "–")
         parts.append(tables)
     if any(step.state != "pending" for step in status.cutover):
         steps = grid("cutover step", "state", "started", "finished")
@@ -156,7 +165,7 @@ def _slot_line(status: Status) -> Text:
         parts.append(f", may be lost after {show_size(slot.safe_bytes)} more")
     if slot.seconds_until_lost is not None:
         parts.append(f" (in {show_seconds(slot.seconds_until_lost)} at this rate)")
-    return word(slot.wal_status).append("".join(parts), style="")
+    return word(slot.wal_status).append(printable("".join(parts)), style="")
 
 
 @contextmanager
@@ -184,13 +193,13 @@ def show_verification(report: Report) -> None:
         counts = (each.source_rows, each.target_rows, each.missing, each.extra, each.different)
         result = word("equal" if each.equal else "differs")
         keys = ", ".join(each.keys[:3]) + (" …" if len(each.keys) > 3 else "")
-        table.add_row(Text(each.name), result, *(f"{count:,}" for count in counts), Text(keys))
+        table.add_row(plain(each.name), result, *(f"{count:,}" for count in counts), plain(keys))
     out.print(table)
     for key in report.orphaned:
-        out.print(f"{key.table}: {key.orphans:,} rows violate foreign key {key.name}", markup=False)
+        out.print(plain(f"{key.table}: {key.orphans:,} rows violate foreign key {key.name}"), soft_wrap=True)
     for note in report.notes:
-        out.print(f"note: {note}", markup=False, soft_wrap=True)
-    out.print(report.summary(), markup=False, soft_wrap=True)
+        out.print(plain(f"note: {note}"), soft_wrap=True)
+    out.print(plain(report.summary()), soft_wrap=True)
 
 
 def show_cutover(report: CutoverReport) -> None:
@@ -205,16 +214,16 @@ def show_cutover(report: CutoverReport) -> None:
     else:
         table = grid("", "gate", "found", "remedy")
         for gate in report.gates:
-            table.add_row(word(gate.state), gate.name, Text(gate.message), Text(gate.remedy))
+            table.add_row(word(gate.state), gate.name, plain(gate.message), plain(gate.remedy))
         out.print(table)
     for warning in report.warnings:
-        out.print(f"warning: {warning}", markup=False, soft_wrap=True)
+        out.print(plain(f"warning: {warning}"), soft_wrap=True)
     if report.write_downtime_seconds is not None:
         out.print(f"nobody could write for {report.write_downtime_seconds:.3f} s; final LSN {report.final_lsn}")
     for line in report.removed:
-        out.print(f"removed {line}", markup=False, soft_wrap=True)
+        out.print(plain(f"removed {line}"), soft_wrap=True)
     for line in report.kept:
-        out.print(f"kept {line}", markup=False, soft_wrap=True)
+        out.print(plain(f"kept {line}"), soft_wrap=True)
     out.print(f"cutover {report.outcome}" if report.steps else f"gates {report.outcome}")
 
 
@@ -226,8 +235,12 @@ def show_users(status: UsersStatus) -> None:
     for each in status.maps:
         covered = "–" if each.covered is None else f"{each.covered:,} of {each.source_users:,}"
         until = f"{each.retain_until:%Y-%m-%d}" if each.retain_until else "–"
-        table.add_row(each.name, f"{each.entries:,}", covered, f"{each.unmapped_ids:,}", f"{each.expired:,}", until)
+        table.add_row(
+            plain(each.name), f"{each.entries:,}", covered, f"{each.unmapped_ids:,}", f"{each.expired:,}", until
+        )
     out.print(table)
     for each in status.maps:
         for column in each.columns:
-            out.print(f"{each.name}: {column.ids:,} unmapped IDs in {column.table}.{column.column}", markup=False)
+            out.print(
+                plain(f"{each.name}: {column.ids:,} unmapped IDs in {column.table}.{column.column}"), soft_wrap=True
+            )

@@ -2,22 +2,62 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Final
+
+from replicator.model.printable import printable
 
 TableName = tuple[str, str]  # (schema, name), unquoted
 
 
+_QUOTED: Final = re.compile(r'"((?:[^"]|"")+)"')
+_NEEDS_QUOTES: Final = re.compile(r'[."]')
+
+
 def parse_table_name(text: str) -> TableName:
-    """Read ``[schema.]name`` (default schema ``public``); no quoting, names as they stand in the catalog."""
-    schema, dot, name = text.partition(".")
-    return (schema, name) if dot else ("public", schema)
+    """Read ``[schema.]name`` (default schema ``public``), names as they stand in the catalog.
+
+    The first dot divides them. A schema or a lone table with a dot in its name, or with a quote in front, stands in
+    double quotes, where a quote is doubled, as in SQL.
+    """
+    quoted = _QUOTED.match(text)
+    if quoted is not None and text[quoted.end() :][:1] in ("", "."):
+        first, rest = _unquoted(quoted[0]), text[quoted.end() :]
+    else:
+        first, dot, after = text.partition(".")
+        rest = dot + after
+    return (first, _unquoted(rest[1:])) if rest else ("public", first)
+
+
+def parse_column_name(text: str) -> tuple[str, str, str]:
+    """Read ``[schema.]table.column``: (schema, table, column). The last dot divides, and double quotes do as above.
+
+    Raises:
+        ValueError: there is no dot.
+    """
+    quoted = re.fullmatch(r'(.+)\.("(?:[^"]|"")+")', text, re.DOTALL)
+    table, dot, column = (quoted[1], ".", quoted[2]) if quoted is not None else text.rpartition(".")
+    if not dot:
+        raise ValueError(f"write a column as table.column, not {text!r}")
+    return (*parse_table_name(table), _unquoted(column))
+
+
+def _unquoted(text: str) -> str:
+    return text[1:-1].replace('""', '"') if _QUOTED.fullmatch(text) else text
 
 
 def show_table(name: TableName) -> str:
-    """``name`` as people write it: without the schema where that is ``public``."""
-    return name[1] if name[0] == "public" else f"{name[0]}.{name[1]}"
+    """``name`` as people write it: without the schema where that is ``public``, quoted where it must be."""
+    schema, table = name
+    return _shown(table) if schema == "public" else f"{_shown(schema)}.{_shown(table)}"
+
+
+def _shown(name: str) -> str:
+    quoted = name.replace('"', '""')
+    return printable(f'"{quoted}"' if _NEEDS_QUOTES.search(name) else name)
 
 
 def show_tables(names: Iterable[TableName]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Iterator
 from typing import Any, Literal, LiteralString
 
@@ -11,6 +12,7 @@ from psycopg import errors, sql
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from replicator.errors import NEW_SNAPSHOT, ConfigError, ReplicatorError, SlotLost, TransientError
+from replicator.postgres.diagnosis import WITHHELD_HINT, describe, is_withheld
 
 Side = Literal["source", "target"]
 Connection = psycopg.Connection[tuple[Any, ...]]
@@ -38,6 +40,8 @@ _SIDE_PINS: dict[Side, dict[str, str]] = {
     # Feedback confirms what the target has committed: that must be on its disk.
     "target": {"synchronous_commit": "on"},
 }
+# How libpq takes a URI apart: what stands before the first @ names user and password, unless a / comes first.
+_URI = re.compile(r"postgres(?:ql)?://(?:[^/@]*@)?(?P<rest>[^?]*)", re.DOTALL)
 _KEEPALIVE = {"connect_timeout": 5, "keepalives_idle": 10, "keepalives_interval": 5, "keepalives_count": 3}
 
 _TRANSIENT_STATES = (
@@ -97,6 +101,12 @@ def connect(dsn: str, side: Side, *, purpose: str, replication: bool = False, au
 
 
 def _conninfo(dsn: str, side: Side, purpose: str, replication: bool) -> str:
+    if (uri := _URI.match(dsn)) is not None and "@" in uri["rest"]:
+        # The parser takes the end of the password for a host, and later messages would name it.
+        raise ConfigError(
+            f"the {side} DSN has another @ behind its user and password",
+            hint="percent-encode what a password holds of @ / : ? # %: %40 for @, %2F for /",
+        )
     try:
         given = conninfo_to_dict(dsn)
     except psycopg.ProgrammingError:
@@ -140,7 +150,7 @@ def _pin(conn: Connection, side: Side, replication: bool) -> None:
 
 @contextlib.contextmanager
 def translated(side: Side) -> Iterator[None]:
-    """Turn the driver's errors into ours, by remedy. Only the server's primary message is kept: details hold values."""
+    """Turn the driver's errors into ours, by remedy. No value of a row is kept, see `diagnosis`."""
     try:
         yield
     except ReplicatorError:
@@ -152,7 +162,7 @@ def translated(side: Side) -> Iterator[None]:
 def translate(exc: psycopg.Error, side: Side) -> ReplicatorError:
     """Our error for a driver's error."""
     primary = exc.diag.message_primary
-    text = f"{side}: {primary or _first_line(exc)}"
+    text = f"{side}: {describe(exc)}"
     if primary and "can no longer get changes from replication slot" in primary:
         return SlotLost(text, hint=f"the WAL it needs is gone: {NEW_SNAPSHOT}")
     if isinstance(exc, _TRANSIENT_STATES):
@@ -172,12 +182,9 @@ def translate(exc: psycopg.Error, side: Side) -> ReplicatorError:
                 text, hint="ALTER ROLE … BYPASSRLS, or use a role that has it: policies hide rows from others"
             )
         return ConfigError(text, hint=f"grant the role of the {side} DSN what the README lists under “Roles”")
+    if is_withheld(exc):
+        return ReplicatorError(text, hint=WITHHELD_HINT)
     return ReplicatorError(f"{text} ({exc.sqlstate})")
-
-
-def _first_line(exc: psycopg.Error) -> str:
-    lines = str(exc).strip().splitlines()
-    return next((line for line in lines if "FATAL" in line), lines[0] if lines else type(exc).__name__)
 
 
 Statement = LiteralString | sql.SQL | sql.Composed

@@ -10,6 +10,7 @@ from psycopg import errors, sql
 from replicator.errors import NEW_SNAPSHOT, SlotLost, StateError
 from replicator.model.schema import Table, TableName, show_tables
 from replicator.postgres.connection import Connection, query, table_identifier, translated
+from replicator.postgres.diagnosis import describe
 from replicator.routing.route import Route
 
 
@@ -189,7 +190,7 @@ def _create(conn: Connection, name: str, tables: Collection[Table]) -> None:
         conn.execute(create_statement(name, tables))
     except errors.InsufficientPrivilege as exc:
         raise StateError(
-            f"the source's role may not create publication {name}: {exc.diag.message_primary}",
+            f"the source's role may not create publication {name}: {describe(exc)}",
             hint="it needs CREATE on the database and must own the tables; or let their owner create the publication",
         ) from exc
 

@@ -17,6 +17,7 @@ from replicator.model.row import Row
 from replicator.model.schema import TableName
 from replicator.postgres.connection import Connection, Statement, query
 from replicator.postgres.copy import CopyIn
+from replicator.postgres.diagnosis import object_at_fault
 from replicator.routing.idmap import IdMaps
 from replicator.routing.order import levels
 from replicator.routing.route import Route
@@ -316,7 +317,7 @@ def _count(events: Sequence[Event]) -> Counter[tuple[Op, TableName]]:
 def _rejected(exc: Exception, step: Step) -> RowRejected:
     """What the target refused, by names alone: the server's detail holds values."""
     assert isinstance(exc, psycopg.Error)
-    what = exc.diag.constraint_name or exc.diag.column_name
+    what = object_at_fault(exc)
     where = f" ({what})" if what else ""
     return RowRejected(
         f"target: {step.table} refuses an {step.op.value}{where}: {type(exc).__name__}, {exc.sqlstate}",

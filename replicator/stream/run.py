@@ -21,9 +21,10 @@ from replicator.failpoints import failpoint
 from replicator.logs import get_logger
 from replicator.model.change import Op
 from replicator.model.lsn import ZERO, Lsn
-from replicator.model.schema import TableName
+from replicator.model.schema import TableName, show_table
 from replicator.pgoutput import unix_seconds
 from replicator.postgres.connection import Connection, connect, query, translate, translated
+from replicator.postgres.diagnosis import describe
 from replicator.routing.idmap import IdMaps, Unmapped
 from replicator.routing.route import Route
 from replicator.stream.applier import Applier
@@ -198,7 +199,7 @@ class Stream:
     def _count(self) -> None:
         """What was committed just now, earlier parts of the same transaction included."""
         for (op, table), count in self._counts.items():
-            metrics.CHANGES.labels(table=".".join(table).removeprefix("public."), op=op.value).inc(count)
+            metrics.CHANGES.labels(table=show_table(table), op=op.value).inc(count)
             self._applied_rows[table] += count
         for unmapped in self._unmapped:
             metrics.UNMAPPED_IDS.labels(map=unmapped.map).inc()
@@ -370,7 +371,7 @@ def _explain(exc: psycopg.Error) -> ReplicatorError:
         exc, errors.UndefinedColumn | errors.UndefinedTable | errors.DatatypeMismatch | errors.UndefinedObject
     ):
         return SchemaMismatch(
-            f"target: {exc.diag.message_primary}",
+            f"target: {describe(exc)}",
             hint="a table of the target has changed: mend it or the settings, then start again",
         )
     return translate(exc, "target")

@@ -68,6 +68,13 @@ def test_what_is_wrong_with_a_dsn(database):
         ("hunter2", ConfigError, "not a libpq connection string"),
         ("postgresql://u:hunter2@aws-0.pooler.supabase.com/d", ConfigError, "connection pooler"),
         ("postgresql://u:hunter2@db.x.supabase.co:6543/d", ConfigError, "connection pooler"),
+        ("postgresql://u:hunt@er2@h/d", ConfigError, "another @"),
+        ("postgresql://u:hunt@hunter2@h:1/d", ConfigError, "another @"),
+        ("postgres://u:hunter2/x@h/d", ConfigError, "another @"),
+        ("postgresql://u:/hunter2@h/d?sslmode=disable", ConfigError, "another @"),
+        ("postgresql://u:hunter2%zz@h/d", ConfigError, "not a libpq connection string"),
+        ("postgresql://u:x?hunter2&y@h:1/d%40x?user=a%40b", TransientError, "source: "),
+        ("host=h password=x hunter2 dbname=d", ConfigError, "not a libpq connection string"),
         (with_dsn(database, dbname="absent_database"), ConfigError, "does not exist"),
         (with_dsn(database, host="127.0.0.1", port=1, password="hunter2"), TransientError, "source: "),
     ]
@@ -122,6 +129,70 @@ def test_errors_by_remedy(database):
         with psycopg.connect(database, autocommit=True) as other:
             other.execute("SELECT pg_terminate_backend(%s)", [pid])
         assert type(failing(conn, "SELECT 1")) is TransientError
+
+
+VALUES_IN_MESSAGES = {
+    "of the wrong type": "SELECT v::int FROM public.t",
+    "no label of an enum": "SELECT v::public.mood FROM public.t",
+    "no regular expression": "SELECT 'x' ~ ('(' || v) FROM public.t",
+    "a literal": "SELECT 1 WHERE 'zwiebel' = AND",
+    "raised": "SELECT public.complain(v, 'P0001') FROM public.t",
+    "raised as a right": "SELECT public.complain(v, '42501') FROM public.t",
+    "raised as a missing table": "SELECT public.complain(v, '42P01') FROM public.t",
+    "raised as a shutdown": "SELECT public.complain(v, '57P01') FROM public.t",
+    "raised as a lost slot": "SELECT public.complain(v, '55000') FROM public.t",
+    "raised as a violation": "SELECT public.complain(v, '23505') FROM public.t",
+    "dynamic SQL": "SELECT public.look(v) FROM public.t",
+    "checked": "INSERT INTO public.t VALUES (2, 'zwiebel long')",
+}
+
+
+@pytest.mark.parametrize("database", ALL_MAJORS, indirect=True)
+def test_no_message_of_a_server_s_passes_on_a_value(database):
+    with connect(database, "target", purpose="test") as conn:
+        conn.execute("CREATE TABLE public.t (id int PRIMARY KEY, v text CHECK (length(v) < 10))")
+        conn.execute("CREATE TYPE public.mood AS ENUM ('sad')")
+        conn.execute("""
+            CREATE FUNCTION public.complain(v text, code text) RETURNS text LANGUAGE plpgsql AS $$
+            BEGIN
+                RAISE EXCEPTION 'mind the %', v USING ERRCODE = code, CONSTRAINT = v, COLUMN = v, TABLE = v,
+                    HINT = v, DETAIL = v;
+            END $$;
+            CREATE FUNCTION public.look(v text) RETURNS text LANGUAGE plpgsql AS $$
+            BEGIN EXECUTE 'SELECT ' || v; RETURN v; END $$;
+            INSERT INTO public.t VALUES (1, 'zwiebel');
+        """)
+        for name, statement in VALUES_IN_MESSAGES.items():
+            error = failing(conn, statement)
+            said = error.message + error.hint
+            assert "zwiebel" not in said, name
+            assert error.message.startswith("target: "), name
+            assert len(error.message) > 20, name
+        checked = failing(conn, VALUES_IN_MESSAGES["checked"])
+        assert "CheckViolation at public.t, t_v_check (23514)" in checked.message
+        assert "server's log" in checked.hint
+
+
+@pytest.mark.parametrize("database", ALL_MAJORS, indirect=True)
+def test_what_a_server_says_of_names_and_rights_is_passed_on(database):
+    with connect(database, "source", purpose="test") as conn:
+        conn.execute("CREATE TABLE public.t (id int PRIMARY KEY, v text)")
+        for statement, said in {
+            "SELECT * FROM public.gone": 'relation "public.gone" does not exist',
+            "SELECT gone FROM public.t": 'column "gone" does not exist',
+            "COPY public.t (gone) TO STDOUT": 'column "gone" of relation "t" does not exist',
+            "SELECT * FROM gone.t": 'relation "gone.t" does not exist',
+            "CREATE TABLE public.t ()": 'relation "t" already exists',
+            "SET ROLE pg_monitor; SELECT * FROM public.t": "permission denied for table t",
+            "SET statement_timeout = 20; SELECT pg_sleep(5)": "canceling statement due to statement timeout",
+        }.items():
+            assert said in failing(conn, statement).message
+            conn.execute("RESET ROLE; SET statement_timeout = 0")
+
+
+def test_a_value_that_the_driver_cannot_convert_is_not_quoted():
+    for exc in (errors.DataError("can't parse timestamp 'zwiebel'"), errors.ProgrammingError("zwiebel")):
+        assert "zwiebel" not in translate(exc, "target").message
 
 
 def test_a_deadlock_is_worth_a_retry(database):

@@ -159,7 +159,10 @@ def test_a_failing_page_is_500_without_the_cause(start: Start, capsys: pytest.Ca
     assert status == 500
     assert "db.example" not in body
     err = capsys.readouterr().err
-    assert "db.example" in err
+    assert "a page failed" in err
+    assert "RuntimeError" in err
+    assert " in broken" in err
+    assert "db.example" not in err
     assert SECRET not in err
     assert get(url + "healthz")[0] == 200
 
