@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import Enum
 
-from replicator.errors import ConfigError
+from replicator.errors import ConfigError, ProtocolError
 from replicator.model.row import NULL, UNCHANGED, Field, field
 
 
@@ -78,14 +78,21 @@ def to_wire(type_name: str, text: str) -> Field:
 
 
 def to_text(type_name: str, value: Field) -> str:
-    """The text form of a mapped field; the inverse of `to_wire`."""
-    match type_name:
-        case "uuid":
-            return str(uuid.UUID(bytes=value[4:]))
-        case "bigint" | "integer":
-            return str(int.from_bytes(value[4:], "big", signed=True))
-        case _:
-            return value[4:].decode()
+    """The text form of a mapped field; the inverse of `to_wire`.
+
+    Raises:
+        ProtocolError: the field is not of that type.
+    """
+    try:
+        match type_name:
+            case "uuid":
+                return str(uuid.UUID(bytes=value[4:]))
+            case "bigint" | "integer":
+                return str(int.from_bytes(value[4:], "big", signed=True))
+            case _:
+                return value[4:].decode()
+    except ValueError:
+        raise ProtocolError(f"the source sent as {type_name} what is none") from None
 
 
 class IdMap:

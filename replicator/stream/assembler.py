@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -22,6 +23,10 @@ _INSERT, _UPDATE, _DELETE = Op.INSERT, Op.UPDATE, Op.DELETE
 # What a change costs in memory beyond its bytes on the wire: objects per change and per field (measured, CPython 3.11).
 _CHANGE_BYTES = 250
 _FIELD_BYTES = 50
+# Commit times that Python's calendar has, in µs since 2000-01-01: the years 1 to 9999.
+_TIMES = (-63_082_281_600_000_000, 252_455_615_999_999_999)
+# Everybody on the source may write a message of our prefix: what is not of our making must not reach the checkpoint.
+_FENCE = re.compile(re.escape(messages.FENCE) + rb"([0-9A-Za-z_-]{1,64})")
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +111,8 @@ class Assembler:
     def _begin(self, begin: pgoutput.Begin) -> None:
         if self._open is not None:
             raise ProtocolError(f"BEGIN for {begin.final_lsn} inside the transaction of {self._final_lsn}")
+        if begin.final_lsn <= self._final_lsn:
+            raise ProtocolError(f"a transaction of {begin.final_lsn} came behind that of {self._final_lsn}")
         self._open = Batch(complete=False)
         self._final_lsn = begin.final_lsn
         self._skipping = begin.final_lsn < self._applied
@@ -114,6 +121,8 @@ class Assembler:
         batch = self._transaction()
         if commit.commit_lsn != self._final_lsn:
             raise ProtocolError(f"COMMIT at {commit.commit_lsn} ends the transaction of {self._final_lsn}")
+        if commit.end_lsn <= commit.commit_lsn or not _TIMES[0] <= commit.commit_time <= _TIMES[1]:
+            raise ProtocolError(f"COMMIT at {commit.commit_lsn} has an impossible end or time")
         self._open = None
         batch.unmapped |= self._take_unmapped()
         batch.complete = True
@@ -168,6 +177,8 @@ class Assembler:
         table = self._relations[update.relation_oid]
         old, new = update.old, update.new
         check_width(table, new)
+        if old is not None:
+            check_width(table, old)
         if old is not None and UNCHANGED in new:
             new = _fill_from_old(table, old, new, old_is_key=update.old_is_key)
         if table.lookups:
@@ -222,8 +233,9 @@ class Assembler:
         if message.prefix != messages.PREFIX or not message.transactional:
             return None
         batch = self._transaction()
-        if message.content.startswith(messages.FENCE):
-            batch.fence = message.content[len(messages.FENCE) :].decode(errors="replace")
+        token = _FENCE.fullmatch(message.content)
+        if token is not None:
+            batch.fence = token[1].decode()
         return None
 
     def _follow(self, batch: Batch, table: RoutedTable, old: Row | None, new: Row | None) -> None:
@@ -244,7 +256,6 @@ class Assembler:
 
 def _fill_from_old(table: RoutedTable, old: Row, new: Row, *, old_is_key: bool) -> Row:
     """UNCHANGED fields that the old tuple holds: all of them with FULL, otherwise those of the key."""
-    check_width(table, old)
     if not old_is_key:
         return fill(new, old)
     return tuple(

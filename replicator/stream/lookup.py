@@ -53,7 +53,7 @@ class LookupFollower:
 
     def follow(self, layout: Sequence[str], old: Row | None, new: Row | None) -> list[MapChange]:
         """What a change of the lookup's table does to the map. ``old`` None: an INSERT, or the key did not change."""
-        key_at, value_at = layout.index(self._key_name), layout.index(self._value_name)
+        key_at, value_at = self._place(layout, self._key_name), self._place(layout, self._value_name)
         before = self._find(old if old is not None else new, key_at, value_at)
         after = None
         if new is not None:
@@ -70,6 +70,15 @@ class LookupFollower:
         if after is not None:
             changes.append(self._set(*after))
         return changes
+
+    def _place(self, layout: Sequence[str], name: str) -> int:
+        try:
+            return layout.index(name)
+        except ValueError:
+            raise SchemaMismatch(
+                f"[id_maps.{self._spec.name}]: the source no longer sends column {name}: it was dropped or renamed",
+                hint="correct the map's key and value in the settings, then start again",
+            ) from None
 
     def clear(self) -> list[MapChange]:
         """The table was truncated: every entry is lost."""

@@ -1,13 +1,15 @@
-"""Mutated messages by the million: `python -m tests.pgoutput.fuzz_decoder [--seed N] [--count N]`."""
+"""Mutated frames and messages by the million: `python -m tests.pgoutput.fuzz_decoder [--seed N] [--count N]`."""
 
 from __future__ import annotations
 
 import argparse
 import random
+import resource
+import struct
 import time
 
 from replicator.errors import ProtocolError
-from replicator.pgoutput import decode
+from replicator.pgoutput import PrimaryKeepalive, XLogData, decode, parse_frame
 from tests.pgoutput.wire import SAMPLES, encode
 
 # Numbers at the edges of what lengths, counts and flags can be.
@@ -46,26 +48,64 @@ def mutate(payload: bytes, rng: random.Random) -> bytes:
     return bytes(data)
 
 
-def fuzz(count: int, seed: int) -> tuple[int, int]:
-    """Decode `count` mutated samples; how many were accepted and how many refused.
+def framed(frame: XLogData | PrimaryKeepalive) -> bytes:
+    """The frame as the server sends it."""
+    if isinstance(frame, XLogData):
+        return struct.pack(">cQQq", b"w", frame.wal_start, frame.wal_end, frame.send_time) + frame.payload
+    return struct.pack(">cQqB", b"k", frame.wal_end, frame.send_time, frame.reply_requested)
 
-    Whatever else happens raises, with the payload in the message: a sample holds no secret.
+
+def read(data: bytes) -> None:
+    """Take a frame, and the message in it, as the receiver does.
+
+    Raises:
+        ProtocolError: as it may.
+        AssertionError: what was accepted is not what was sent.
+    """
+    frame = parse_frame(memoryview(data))
+    if framed(frame) != data:
+        raise AssertionError(f"was accepted as {frame!r}")
+    if isinstance(frame, XLogData):
+        message = decode(frame.payload)
+        if encode(message) != frame.payload:
+            raise AssertionError(f"was accepted as {message!r}")
+
+
+_LONGEST_S = 5.0  # for one message: a thousand times what the largest of them takes, on a busy machine
+
+
+def fuzz(count: int, seed: int) -> tuple[int, int]:
+    """Read `count` mutated frames; how many were accepted and how many refused.
+
+    Whatever else happens raises, with the frame in the message: a sample holds no secret.
     """
     rng = random.Random(seed)
     payloads = [encode(message) for message in SAMPLES]
+    headers = [b"w" + bytes(24), b"w" + b"\xff" * 24]
+    keepalive = framed(PrimaryKeepalive(SAMPLES[0].final_lsn, 5, True))  # type: ignore[union-attr]
     accepted = 0
     for number in range(count):
-        payload = mutate(rng.choice(payloads), rng)
+        match rng.randrange(8):
+            case 0:
+                data = mutate(keepalive, rng)
+            case 1:
+                data = mutate(rng.choice(headers) + rng.choice(payloads), rng)
+            case _:
+                data = rng.choice(headers) + mutate(rng.choice(payloads), rng)
+        begun = time.perf_counter()
         try:
-            message = decode(payload)
+            read(data)
+            accepted += 1
         except ProtocolError:
-            continue
+            pass
         except BaseException as exc:
-            raise AssertionError(f"message {number}: {type(exc).__name__} from {payload!r}") from exc
-        if encode(message) != payload:
-            raise AssertionError(f"message {number}: {payload!r} was accepted as {message!r}")
-        accepted += 1
+            raise AssertionError(f"seed {seed}, frame {number}: {type(exc).__name__}: {exc} from {data!r}") from exc
+        if time.perf_counter() - begun > _LONGEST_S:
+            raise AssertionError(f"seed {seed}, frame {number} took too long: {data!r}")
     return accepted, count - accepted
+
+
+_MEMORY = 1 << 30  # samples have less than a kilobyte; a length that lies asks for two gigabytes
 
 
 def main() -> None:
@@ -73,9 +113,10 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--count", type=int, default=1_000_000)
     arguments = parser.parse_args()
+    resource.setrlimit(resource.RLIMIT_AS, (_MEMORY, _MEMORY))
     start = time.monotonic()
     accepted, refused = fuzz(arguments.count, arguments.seed)
-    print(f"{accepted} accepted, {refused} refused in {time.monotonic() - start:.0f} s")  # noqa: T201 — a script
+    print(f"seed {arguments.seed}: {accepted} accepted, {refused} refused in {time.monotonic() - start:.0f} s")  # noqa: T201 — a script
 
 
 if __name__ == "__main__":

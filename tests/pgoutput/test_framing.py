@@ -18,6 +18,7 @@ from replicator.pgoutput import (
     unix_seconds,
     wire_microseconds,
 )
+from tests.pgoutput import fuzz_decoder
 
 XLOG = b"w\0\0\0\x16\xb3\x74\xd8\x48\0\0\0\x16\xb3\x74\xd8\x50\xff\xff\xff\xff\xff\xff\xff\xfe"
 KEEPALIVE = b"k\0\0\0\x16\xb3\x74\xd8\x48\0\0\0\0\0\0\0\x07"
@@ -90,3 +91,11 @@ def test_times_count_from_2000():
 def test_times_round_trip(time_us):
     """From 1968 to 2095 a float holds every microsecond."""
     assert wire_microseconds(unix_seconds(time_us)) == time_us
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_mutated_frames_are_read_or_refused(seed):
+    """Frame and message together, as the receiver reads them; `python -m tests.pgoutput.fuzz_decoder` does millions."""
+    accepted, refused = fuzz_decoder.fuzz(5_000, seed)
+    assert accepted > 100
+    assert refused > 1000

@@ -12,6 +12,7 @@ from replicator.routing.idmap import IdMaps, MapSpec, OnUnmapped, Unmapped
 from replicator.stream.assembler import Position
 from replicator.stream.batch import Truncation, Unmap
 from tests.routing.tables import TEXT, column, route, table, text
+from tests.stream import fuzz_assembler
 from tests.stream.made import Wire, relation_of, row, shown
 
 T = table("t", [column("id"), column("v")], key=("id",))
@@ -61,7 +62,7 @@ def test_invariant_9_each_table_skips_what_its_own_snapshot_holds():
     other = table("u", [column("id"), column("v")], key=("id",))
     wire = Wire([PLAIN, route(other, other)], snapshot_lsns={NAME: Lsn(200)})
     early = wire.transaction(
-        199, wire.insert(1, 1), wire.update(1, 2), wire.delete(1, None), wire.insert(1, 1, of=1), wire.truncate(0, 1)
+        198, wire.insert(1, 1), wire.update(1, 2), wire.delete(1, None), wire.insert(1, 1, of=1), wire.truncate(0, 1)
     )
     assert shown(early) == [("insert", "u", None, row(1, 1))]
     assert [str(t) for t in early.events[-1].tables] == ["u"]
@@ -315,9 +316,9 @@ def test_a_change_beside_the_lookups_columns_changes_nothing():
     spec = MapSpec("person", frozenset(), OnUnmapped.NULL, ("public", "people"), "login", "id")
     wire = Wire([route(people, people)], lookups=[spec])
     wire.transaction(100, wire.insert(7, text("ann"), text("x")))
-    for message in (wire.update(7, text("ann"), text("y")), wire.update(7, text("ann"), UNCHANGED),
-                    wire.update(7, UNCHANGED, text("z"))):  # fmt: skip
-        batch = wire.transaction(110, message)
+    for lsn, message in ((110, wire.update(7, text("ann"), text("y"))), (120, wire.update(7, text("ann"), UNCHANGED)),
+                         (130, wire.update(7, UNCHANGED, text("z")))):  # fmt: skip
+        batch = wire.transaction(lsn, message)
         assert (batch.map_changes, len(batch.events)) == ({}, 1)
     assert dict(wire.maps.entries("person")) == {"ann": "7"}
 
@@ -330,3 +331,49 @@ def test_a_lookup_needs_a_column_that_tells_a_deleted_row():
     absent = MapSpec("person", frozenset(), OnUnmapped.NULL, ("public", "people"), "nope", "id")
     with pytest.raises(SchemaMismatch, match="no column nope"):
         Wire([route(people, people)], lookups=[absent])
+
+
+def test_transactions_come_in_the_order_of_their_commits():
+    """Another one would be applied out of order, or twice."""
+    for lsn in (50, 99, 100):
+        wire = Wire([PLAIN])
+        wire.transaction(100, wire.insert(1, 1))
+        with pytest.raises(ProtocolError, match="came behind"):
+            wire.begin(lsn)
+
+
+@pytest.mark.parametrize(("end", "time_us"), [(100, 5), (0, 5), (108, 2**63 - 1), (108, -(2**63))])
+def test_a_commit_with_an_impossible_end_or_time_is_refused(end, time_us):
+    wire = Wire([PLAIN])
+    wire.begin(100)
+    with pytest.raises(ProtocolError, match="impossible"):
+        wire.send(pgoutput.Commit(0, Lsn(100), Lsn(end), time_us))
+
+
+@pytest.mark.parametrize("old", [(), row(1), row(1, 2, 3)])
+@pytest.mark.parametrize("of", [0, 1])
+def test_an_old_row_of_the_wrong_width_is_refused(old, of):
+    for key in (True, False):
+        wire = Wire([PLAIN, keyless()])
+        wire.begin(100)
+        with pytest.raises(SchemaMismatch, match=f"a row of {len(old)} fields"):
+            wire.send(wire.update(1, 2, old=old, key=key, of=of))
+        with pytest.raises(SchemaMismatch, match=f"a row of {len(old)} fields"):
+            wire.send(wire.delete(*old, key=key, of=of))
+
+
+@pytest.mark.parametrize("token", [b"", b"\0", b"a\0b", b"\xff", b"x" * 65, b"a b", b"a\n"])
+def test_a_fence_that_is_not_of_our_making_is_none(token):
+    """Whoever may connect to the source may write messages with our prefix; a NUL would fail every checkpoint."""
+    wire = Wire([PLAIN])
+    message = pgoutput.LogicalMessage(True, Lsn(90), "replicator", b"fence:" + token)
+    assert wire.transaction(100, message).fence is None
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_no_order_of_messages_breaks_anything_but_our_own_errors(seed):
+    """Nothing that was accepted is left out either; `python -m tests.stream.fuzz_assembler` does millions."""
+    found = fuzz_assembler.fuzz(4_000, seed)
+    assert found["changes"] > 300
+    assert found["ProtocolError"] > 5
+    assert found["SchemaMismatch"] > 5

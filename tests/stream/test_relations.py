@@ -138,8 +138,9 @@ def test_a_shape_from_before_the_tables_own_snapshot_is_refused_only_with_rows_f
     wire.send(wire.delete(1, None))
     wire.send(wire.truncate(0))
     assert wire.commit().events == []
-    for message in (wire.insert(1, 2), wire.update(1, 2), wire.delete(1, None), wire.truncate(0)):
-        wire.begin(600)
+    changes = wire.insert(1, 2), wire.update(1, 2), wire.delete(1, None), wire.truncate(0)
+    for lsn, message in enumerate(changes, start=600):
+        wire.begin(lsn)
         with pytest.raises(SchemaMismatch, match="no longer sends column v"):
             wire.send(message)
         wire.assembler._open = None
