@@ -64,7 +64,8 @@ class Stream(_Section):
     max_batch_rows: int = Field(default=20_000, ge=1)
     max_batch_bytes: Size = 16 << 20
     on_new_column: Literal["stop", "ignore"] = "stop"
-    on_rejected_row: Literal["stop"] = "stop"
+    on_rejected_row: Literal["stop", "quarantine"] = "stop"
+    max_quarantined: int = Field(default=10_000, ge=1)
 
 
 class Metrics(_Section):

@@ -55,6 +55,8 @@ class UnmappedId(ReplicatorError):
 class RowRejected(ReplicatorError):
     """The target refuses a row, or a change did not hit exactly the rows expected."""
 
+    reason: str = ""  # why, in a few words and by names alone: what the quarantine shows
+
 
 class VerificationFailed(ReplicatorError):
     """The two sides differ."""

@@ -76,7 +76,9 @@ SNAPSHOT_TABLE_STATE: Final = Gauge(
 
 # Rows that need a person
 UNMAPPED_IDS: Final = Counter("replicator_unmapped_ids", "Source IDs first seen without a target ID.", ["map"])
-QUARANTINED_ROWS: Final = Counter("replicator_quarantined_rows", "Changes that the target refused.", ["table"])
+QUARANTINED_ROWS: Final = Counter(
+    "replicator_quarantined_rows", "Changes set aside: refused by the target, or waiting behind such a one.", ["table"]
+)
 
 # Slot
 SLOT_RETAINED_BYTES: Final = Gauge("replicator_slot_retained_bytes", "WAL that the source keeps for the slot.")

@@ -18,7 +18,7 @@ from replicator.model.schema import show_table
 from replicator.postgres.catalog import server_identity
 from replicator.postgres.connection import Connection, Side, connect, query, translate
 from replicator.source.slot import SlotInfo, load_slot
-from replicator.target import state
+from replicator.target import quarantine, state
 from replicator.target.idmaps import count_unmapped
 
 RUNNING_PHASES = ("copying", "catching_up", "streaming", "cutting_over")
@@ -200,14 +200,14 @@ class StatusReader:
         checkpoint = state.load_checkpoint(conn, self._slot)
         if checkpoint is None:
             return _TargetSide(unmapped_ids=count_unmapped(conn))
-        [(now, quarantined)] = query(conn, "SELECT clock_timestamp(), (SELECT count(*) FROM replicator.quarantine)")
+        [(now,)] = query(conn, "SELECT clock_timestamp()")
         return _TargetSide(
             checkpoint=checkpoint,
             age_s=max((now - checkpoint.updated_at).total_seconds(), 0.0),
             writer_runs=state.writer_is_running(conn, self._slot),
             tables=tuple(_table(table) for table in state.load_table_states(conn, self._slot).values()),
             unmapped_ids=count_unmapped(conn),
-            quarantined_rows=quarantined,
+            quarantined_rows=quarantine.count(conn, self._slot),
             cutover=_load_steps(conn, self._slot),
         )
 
@@ -313,7 +313,10 @@ def _problems(
     if checkpoint.problem:
         found.append(checkpoint.problem)
     if target.quarantined_rows:
-        found.append(f"{target.quarantined_rows} rows are in quarantine")
+        found.append(
+            f"{target.quarantined_rows} changes are in quarantine, and both sides differ there: "
+            "see `replicator quarantine list`"
+        )
     if checkpoint.phase not in RUNNING_PHASES:
         return found
     if not target.writer_runs:

@@ -31,7 +31,7 @@ from replicator.routing.idmap import MapSpec
 from replicator.routing.route import Route
 from replicator.source.publication import ensure_publication, require_publication
 from replicator.source.slot import drop_slot, load_slot, slot_exists
-from replicator.target import idmaps, indexes, state
+from replicator.target import idmaps, indexes, quarantine, state
 from replicator.target.role import may_be_replica
 from snapshot.clear import empty, refuse_outsiders, refuse_rows, truncate
 from snapshot.copy import read_lookup
@@ -251,8 +251,12 @@ class _Job:
                 state.reopen_tables(self.writer, self.slot, begun)
                 if begun:
                     empty(self.writer, [route.target for route in todo], replica=may_be_replica(self.writer))
+                names = [route.name for route in todo]
+                moot = quarantine.remove_tables(self.writer, self.slot, names, before=snapshot.lsn)
                 self._store_lookups(snapshot, lookups)
             _log.info("tables are copied from a newer snapshot", lsn=str(snapshot.lsn), tables=len(todo))
+            if moot:
+                _log.info("copied anew: changes in quarantine are moot", changes=moot)
             self._copy(todo, snapshot)
 
     def _refuse_foreign_rows(self, routes: Iterable[Route]) -> None:

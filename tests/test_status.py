@@ -160,9 +160,9 @@ def test_a_service_that_streams_is_healthy_and_its_status_complete(case):
     [
         ("UPDATE replicator.checkpoint SET problem = 'a row of t is refused'", "a row of t is refused"),
         (
-            "INSERT INTO replicator.quarantine (table_schema, table_name, key, change, error, lsn)"
-            " VALUES ('public', 't', '1', '', 'e', '0/1')",
-            "1 rows are in quarantine",
+            "INSERT INTO replicator.quarantine (slot, table_schema, table_name, op, columns, types, key_columns, lsn)"
+            " SELECT slot, 'public', 't', 'delete', '{}', '{}', '{}', '0/1' FROM replicator.checkpoint",
+            "1 changes are in quarantine",
         ),
         ("UPDATE replicator.checkpoint SET database = 'another'", "another server or database"),
         (

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Final, NoReturn, cast
 import typer
 
 from replicator import __version__
-from replicator.cli import demo, faults, inspect, move, users
+from replicator.cli import demo, faults, inspect, move, quarantine, users
 from replicator.cli.argv import hide, with_password
 from replicator.cli.context import Globals, LogFormat
 
@@ -24,6 +24,7 @@ app = typer.Typer(
 )
 inspect.register(app)
 move.register(app)
+quarantine.register(app)
 users.register(app)
 demo.register(app)
 demo.register(app)

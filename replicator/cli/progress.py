@@ -61,3 +61,13 @@ def verify_progress() -> Iterator[Callable[[TableProgress], None] | None]:
                 bars.update(task, completed=progress.rows, visible=not progress.done)
 
         yield report
+
+
+@contextmanager
+def waiting(what: str) -> Iterator[None]:
+    """A line that moves while somebody else does the work."""
+    if not sys.stderr.isatty():
+        yield
+        return
+    with Console(stderr=True).status(what):
+        yield

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from replicator.cutover import CutoverReport
     from replicator.preflight import Check, Plan
     from replicator.status import Status
+    from replicator.target.quarantine import Listed
     from replicator.users import UsersStatus
     from replicator.verify import Report
 
@@ -154,6 +155,25 @@ def status_view(status: Status) -> RenderableType:
             steps.add_row(step.step, word(step.state), step.started_at or "–", step.finished_at or "–")
         parts.append(steps)
     return Group(*parts)
+
+
+def show_quarantine(changes: Sequence[Listed]) -> None:
+    """What waits, and why."""
+    out = console()
+    if not changes:
+        out.print("nothing is in quarantine")
+        return
+    table = grid("ID", "table", "key", "change", "why", "LSN", "since", "attempts", right=("ID", "attempts"))
+    for each in changes:
+        key = "cannot be read" if each.key is None else ", ".join(f"{name} {value}" for name, value in each.key.items())
+        why = each.error or ("" if each.waiting_behind is None else f"waits behind {each.waiting_behind}")
+        since = f"{each.since:%Y-%m-%d %H:%M:%S}"
+        table.add_row(str(each.id), Text(each.table), Text(key), each.op, Text(why), each.lsn, since,
+                      str(each.attempts))  # fmt: skip
+    out.print(table)
+    refused = sum(each.error is not None for each in changes)
+    out.print(f"{refused} changes were refused, {len(changes) - refused} wait behind them: mend the target, then "
+              "`replicator quarantine retry`", markup=False, soft_wrap=True)  # fmt: skip
 
 
 def _slot_line(status: Status) -> Text:

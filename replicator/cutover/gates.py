@@ -24,7 +24,7 @@ from replicator.source.freeze import (
 )
 from replicator.source.publication import require_publication
 from replicator.source.slot import load_slot
-from replicator.target import state
+from replicator.target import quarantine, state
 from replicator.target.idmaps import count_unmapped
 from replicator.target.sequences import SequencePlan, load_values, plan_sequences, value_faults
 
@@ -179,10 +179,11 @@ def _lag(subject: Subject) -> Iterator[Gate]:
 
 
 def _quarantine(subject: Subject) -> Iterator[Gate]:
-    [(count,)] = query(subject.target, "SELECT count(*) FROM replicator.quarantine")
+    count = quarantine.count(subject.target, subject.settings.source.slot)
     if count:
-        yield Gate("quarantine", "fail", f"{count} changes that the target refused wait in replicator.quarantine",
-                   "apply them by hand and delete them there")  # fmt: skip
+        yield Gate("quarantine", "fail", f"{count} changes that the target refused are in quarantine",
+                   "`replicator quarantine list` shows them; mend the target, then `replicator quarantine retry`, or "
+                   "`replicator quarantine drop`")  # fmt: skip
 
 
 def _unmapped(subject: Subject) -> Iterator[Gate]:

@@ -22,7 +22,7 @@ from replicator.model.schema import show_table
 from replicator.postgres.connection import Connection, translated
 from replicator.source.freeze import Freeze, cancel_exclusive_waiters, load_read_only, store_read_only
 from replicator.source.messages import emit_fence
-from replicator.target import indexes, sequences
+from replicator.target import indexes, quarantine, sequences
 from replicator.target.state import load_checkpoint, writer_is_running
 from replicator.verify import Report, verify
 
@@ -175,6 +175,7 @@ def drain(site: Site) -> Detail:
         with translated("target"):
             checkpoint = load_checkpoint(site.target, site.slot)
         if checkpoint is not None and checkpoint.fence == site.fence:
+            _require_empty_quarantine(site)
             return {"applied_lsn": str(checkpoint.applied_lsn)}
         now = time.monotonic()
         if now > site.deadline:
@@ -183,6 +184,17 @@ def drain(site: Site) -> Detail:
             site.require_lock()
             next_lock_check = now + _LOCK_CHECK_S
         time.sleep(_POLL_S)
+
+
+def _require_empty_quarantine(site: Site) -> None:
+    """The gate found it empty; what came since may have filled it."""
+    with translated("target"):
+        count = quarantine.count(site.target, site.slot)
+    if count:
+        raise Refused(
+            f"{count} changes that the target refused are in quarantine since the gates were passed",
+            hint="see `replicator quarantine list`",
+        )
 
 
 def _not_drained(site: Site) -> Refused:

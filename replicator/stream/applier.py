@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
-import psycopg
 from psycopg import errors, pq
 from psycopg.errors import error_from_result
 
@@ -17,14 +16,16 @@ from replicator.model.row import Row
 from replicator.model.schema import TableName
 from replicator.postgres.connection import Connection, Statement, query
 from replicator.postgres.copy import CopyIn
-from replicator.postgres.diagnosis import object_at_fault
 from replicator.routing.idmap import IdMaps
 from replicator.routing.order import levels
 from replicator.routing.route import Route
-from replicator.stream.batch import Batch, Coalesced, Event, Truncation, Unmap, coalesce
+from replicator.stream.batch import Batch, Coalesced, Event, Unmap, coalesce, count_changes, runs
 from replicator.stream.compose import Composer, Step, has_deletes
+from replicator.stream.quarantine import Quarantine
+from replicator.stream.refusals import REFUSALS, Miscount, refused, refused_by_constraint
 from replicator.stream.relations import RoutedTable
 from replicator.stream.remap import OpenSource, remap, unmap
+from replicator.stream.retry import Group, outcome, settle
 from replicator.target.idmaps import record_unmapped, remove_entries, store_entries
 from replicator.target.statements import register
 
@@ -35,26 +36,27 @@ _PIPELINE_STATEMENTS = 200
 # A batch that fails as a set is cut into runs of this length, of which most are good as sets.
 _REPLAY_EVENTS = 200
 
-
-class _Miscount(Exception):
-    """A statement hit another number of rows than it should."""
-
-    def __init__(self, table: str, op: Op, expected: int, found: int) -> None:
-        super().__init__(f"{op.value} on {table} hit {found} rows instead of {expected}")
-
-
-_CURABLE = (_Miscount, errors.IntegrityError, errors.DataError)
+_CURABLE = (Miscount, *REFUSALS)
+_REFUSED = (RowRejected, *_CURABLE)  # some refusals are ours, before anything is sent
 
 
 class Applier:
     """Applies batches: `apply` the events, then `commit` with the checkpoint.
 
     Set-wise first; when that hits an integrity error or an unexpected number of rows, the batch is rolled back and
-    applied again one change at a time, in source order. Only an error that persists then is real.
+    applied again one change at a time, in source order. Only an error that persists then is real: it ends the stream,
+    or its change is set aside in the quarantine.
     """
 
     def __init__(
-        self, conn: Connection, routes: Sequence[Route], *, maps: IdMaps, open_source: OpenSource, replica_role: bool
+        self,
+        conn: Connection,
+        routes: Sequence[Route],
+        *,
+        maps: IdMaps,
+        open_source: OpenSource,
+        replica_role: bool,
+        quarantine: Quarantine,
     ) -> None:
         """``conn`` is in autocommit mode. ``replica_role``: no trigger and no foreign key acts in this session."""
         register(conn)
@@ -66,16 +68,21 @@ class Applier:
         self._maps = maps
         self._open_source = open_source
         self._replica_role = replica_role
+        self._quarantine = quarantine
+        self._curable = _REFUSED if quarantine.takes else _CURABLE
         self._begun = False
         self._composer = Composer(routes, replica_role=replica_role)
         order = [name for level in levels([route.target for route in routes]) for name in level]
         self._position: dict[TableName, int] = {name: at for at, name in enumerate(order)}
         self._handing_on: set[tuple[str, str]] = set()  # tables whose rows pass unique values to each other
 
-    def apply(self, batch: Batch) -> Counter[tuple[Op, TableName]]:
+    def apply(self, batch: Batch, *, checked: bool = False) -> Counter[tuple[Op, TableName]]:
         """Apply all events of ``batch`` in the open transaction, or in a new one.
 
-        Returns: changes by operation and target table.
+        Args:
+            checked: look at deferred constraints behind each source transaction already, not only at COMMIT.
+
+        Returns: changes by operation and target table; those in quarantine are not among them.
 
         Raises:
             RowRejected: the target refuses a row, or a change does not find its row.
@@ -84,36 +91,66 @@ class Applier:
         behind_parts = self._begun
         if behind_parts:
             self._conn.execute("SAVEPOINT batch")
-        try:
-            failpoint("before_batch", self._conn)
-            self._apply_coalesced(batch.events)
-            failpoint("after_batch", self._conn)
-        except _CURABLE as exc:
-            metrics.BATCH_REPLAYS.inc()
-            self._undo(behind_parts)
-            if not (self._learn(exc) and self._applied_again(batch.events)):
-                self._replay(batch.events)
+        self._quarantine.begin(batch)
+        if checked:
+            self._replay(batch, checked=True)
+        else:
+            self._apply_batch(batch, behind_parts)
         if behind_parts:
             # Or they would nest, one deeper with every part.
             self._conn.execute("RELEASE SAVEPOINT batch")
+        if batch.complete:
+            self._try_again()
+        counts = count_changes(batch.events)
+        counts.subtract(self._quarantine.flush(self._composer.statements))
         self._write_maps(batch)
-        return _count(batch.events)
+        return counts
+
+    def _apply_batch(self, batch: Batch, behind_parts: bool) -> None:
+        try:
+            failpoint("before_batch", self._conn)
+            self._apply_coalesced(self._quarantine.divert(batch.events))
+            failpoint("after_batch", self._conn)
+        except self._curable as exc:
+            metrics.BATCH_REPLAYS.inc()
+            self._undo(behind_parts)
+            self._quarantine.rewind()
+            if not (self._learn(exc) and self._applied_again(batch.events)):
+                self._replay(batch)
 
     def commit(self, checkpoint: Statement, parameters: tuple[object, ...]) -> None:
         """Store the checkpoint and commit it with everything that has been applied: one round trip.
 
         Raises:
             StateError: there is no row to store it in.
+            RowRejected: a deferred constraint does not hold; nothing is committed.
         """
         failpoint("before_commit", self._conn)
-        with self._conn.pipeline():
-            self.begin()
-            cursor = self._conn.execute(checkpoint, parameters, prepare=True)
-            self._conn.execute("COMMIT")
+        try:
+            with self._conn.pipeline():
+                self.begin()
+                cursor = self._conn.execute(checkpoint, parameters, prepare=True)
+                self._conn.execute("COMMIT")
+        except REFUSALS as exc:
+            if exc.diag.schema_name == "replicator":  # the checkpoint's own: the cutover has finalized
+                raise
+            self.rollback()
+            # Not chained: the driver's message quotes values in its detail.
+            raise refused_by_constraint(exc) from None
         failpoint("after_commit", self._conn)
         self._begun = False
         if cursor.rowcount != 1:
             raise StateError("the checkpoint is gone: somebody has removed it while the stream was running")
+
+    def attempt(self, events: Sequence[Event]) -> RowRejected | None:
+        """Apply these to the open transaction, all or none, deferred constraints included; the refusal, if any."""
+        if len(events) == 1:
+            return self._guarded(lambda: self._apply_one(events[0], deletes=has_deletes(events)), check=True)
+        for apply in (self._apply_coalesced, self._apply_ordered):
+            refusal = self._guarded(lambda run=apply: run(events), check=True)  # type: ignore[misc]
+            if refusal is None:
+                return None
+        return refusal
 
     def rollback(self) -> None:
         """Forget what has been applied since the last commit."""
@@ -172,9 +209,10 @@ class Applier:
         self.begin()
         self._conn.execute("SAVEPOINT batch")
         try:
-            self._apply_coalesced(events)
-        except _CURABLE as exc:
+            self._apply_coalesced(self._quarantine.divert(events))
+        except self._curable as exc:
             self._undo(to_savepoint=True)
+            self._quarantine.rewind()
             return self._learn(exc) and self._applied_again(events)
         self._conn.execute("RELEASE SAVEPOINT batch")
         return True
@@ -186,22 +224,39 @@ class Applier:
             else:
                 self._apply_ordered(segment)
 
-    def _replay(self, events: Sequence[Event]) -> None:
+    def _replay(self, batch: Batch, *, checked: bool = False) -> None:
         """In source order: in short runs, of which most are still good as sets; the others one change at a time."""
         self.begin()
-        for start in range(0, len(events), _REPLAY_EVENTS):
-            run = events[start : start + _REPLAY_EVENTS]
+        for start, end in runs(batch, None if checked else _REPLAY_EVENTS):
+            run = batch.events[start:end]
             self._conn.execute("SAVEPOINT batch")
+            self._quarantine.mark()
             for apply in (self._apply_coalesced, self._apply_ordered):
                 try:
-                    apply(run)
-                except _CURABLE:
+                    apply(self._quarantine.divert(run, start))
+                    if checked:
+                        self._check_constraints()
+                except self._curable:
                     self._undo(to_savepoint=True)
+                    self._quarantine.rewind()
                 else:
                     break
             else:
-                self._one_by_one(run)  # names the change at fault
+                self._one_by_one(run, start, checked)  # names the change at fault
             self._conn.execute("RELEASE SAVEPOINT batch")
+
+    def _try_again(self) -> None:
+        """What was refused in its place in the batch may go in behind it: a child that came before its parent, say."""
+        groups = [Group([(each.at, each.event) for each in changes]) for changes in self._quarantine.chances()]
+        if not groups:
+            return
+        settle(self.attempt, groups)
+        self._quarantine.settle(*outcome(groups))
+
+    def _check_constraints(self) -> None:
+        """Look at deferred constraints now, then defer them again."""
+        self._conn.execute("SET CONSTRAINTS ALL IMMEDIATE")
+        self._conn.execute("SET CONSTRAINTS ALL DEFERRED")
 
     def _write_maps(self, batch: Batch) -> None:
         """Store what the batch did to lookups, and the IDs that it could not map."""
@@ -217,7 +272,7 @@ class Applier:
             record_unmapped(self._conn, batch.unmapped)
         if batch.remap:
             self.begin()
-            remap(self._conn, self._routes, self._maps, self._open_source)
+            remap(self._conn, self._routes, self._maps, self._open_source, self._quarantine)
 
     def _apply_set_wise(self, nets: Coalesced) -> None:
         """Deletes, children first; then per table, parents first, updates and inserts."""
@@ -247,7 +302,7 @@ class Applier:
             copy.write(count + b"".join(row))
         taken = copy.finish()
         if taken != len(rows):
-            raise _Miscount(str(table), Op.INSERT, len(rows), taken)
+            raise Miscount(str(table), Op.INSERT, len(rows), taken)
 
     def _run(self, steps: list[Step]) -> None:
         """Run steps in one pipeline and check what they hit."""
@@ -262,24 +317,54 @@ class Applier:
                 cursors.append(cursor)
         for step, cursor in zip(steps, cursors, strict=True):
             if step.expected is not None and cursor.rowcount != step.expected:
-                raise _Miscount(step.table, step.op, step.expected, cursor.rowcount)
+                raise Miscount(step.table, step.op, step.expected, cursor.rowcount)
 
-    def _one_by_one(self, events: Sequence[Event]) -> None:
+    def _one_by_one(self, events: Sequence[Event], start: int, checked: bool) -> None:
+        """``start``: where in the batch these events begin."""
         deletes = has_deletes(events)
-        for event in events:
-            if isinstance(event, Unmap):
-                self._unmap(event)
+        for at, event in enumerate(events, start):
+            if self._quarantine.takes_in(event, at):
                 continue
-            steps = self._composer.in_order(event, deletes=deletes)
-            try:
-                self._run(steps)
-            except _Miscount as exc:
-                raise RowRejected(
-                    f"target: {exc}", hint="somebody else has changed the target; `replicator verify` shows where"
-                ) from None
-            except _CURABLE as exc:
-                # Not chained: the driver's message quotes values in its detail.
-                raise _rejected(exc, steps[0]) from None
+            if not self._quarantine.takes or type(event) is not tuple:
+                self._apply_one(event, deletes=deletes)
+                continue
+            refusal = self._guarded(lambda each=event: self._apply_one(each, deletes=deletes), check=checked)  # type: ignore[misc]
+            if refusal is not None:
+                self._quarantine.hold(event, at, refusal)
+
+    def _guarded(self, action: Callable[[], None], *, check: bool) -> RowRejected | None:
+        """Do it in a savepoint; undone, and the refusal, if the target refuses it."""
+        self._conn.execute("SAVEPOINT change")
+        try:
+            if check:
+                self._conn.execute("SET CONSTRAINTS ALL DEFERRED")
+            action()
+            if check:
+                self._check_constraints()
+        except _REFUSED as exc:
+            self._roll_back("ROLLBACK TO SAVEPOINT change")
+            self._conn.execute("RELEASE SAVEPOINT change")
+            if isinstance(exc, RowRejected):
+                return exc
+            return refused(exc, None) if isinstance(exc, Miscount) else refused_by_constraint(exc)
+        self._conn.execute("RELEASE SAVEPOINT change")
+        return None
+
+    def _apply_one(self, event: Event, *, deletes: bool) -> None:
+        """One change.
+
+        Raises:
+            RowRejected: by names alone.
+        """
+        if isinstance(event, Unmap):
+            self._unmap(event)
+            return
+        steps = self._composer.in_order(event, deletes=deletes)
+        try:
+            self._run(steps)
+        except _CURABLE as exc:
+            # Not chained: the driver's message quotes values in its detail.
+            raise refused(exc, steps[0]) from None
 
     def _apply_ordered(self, events: Sequence[Event]) -> None:
         deletes = has_deletes(events)
@@ -299,27 +384,3 @@ class Applier:
     def _unmap(self, event: Unmap) -> None:
         self.begin()
         unmap(self._conn, self._routes, event.map, event.source_id, event.target_id)
-
-
-def _count(events: Sequence[Event]) -> Counter[tuple[Op, TableName]]:
-    # A pass per operation: hashing an Enum is Python code, and would be done once per event.
-    by_name: Counter[tuple[Op, TableName]] = Counter()
-    rows = [event for event in events if type(event) is tuple]
-    for op in (Op.INSERT, Op.UPDATE, Op.DELETE):
-        for table, count in Counter([event[1] for event in rows if event[0] is op]).items():
-            by_name[op, table.route.name] += count
-    for event in events:
-        if isinstance(event, Truncation):
-            by_name.update((Op.TRUNCATE, table.route.name) for table in event.tables)
-    return by_name
-
-
-def _rejected(exc: Exception, step: Step) -> RowRejected:
-    """What the target refused, by names alone: the server's detail holds values."""
-    assert isinstance(exc, psycopg.Error)
-    what = object_at_fault(exc)
-    where = f" ({what})" if what else ""
-    return RowRejected(
-        f"target: {step.table} refuses an {step.op.value}{where}: {type(exc).__name__}, {exc.sqlstate}",
-        hint="mend the target's column or constraint, then start again: the change will be sent again",
-    )

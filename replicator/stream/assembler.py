@@ -126,6 +126,8 @@ class Assembler:
         self._open = None
         batch.unmapped |= self._take_unmapped()
         batch.complete = True
+        if batch.events:
+            batch.ends.append((len(batch.events), commit.commit_lsn))
         batch.transactions = 0 if self._skipping else 1
         batch.end_lsn = max(commit.end_lsn, self._applied)
         batch.commit_time = commit.commit_time
@@ -135,6 +137,7 @@ class Assembler:
         """End this part of a transaction; the next one goes on."""
         part = self._transaction()
         part.unmapped |= self._take_unmapped()
+        part.ends.append((len(part.events), self._final_lsn))
         self._open = Batch(complete=False, final_part=True, fence=part.fence)
         return part
 

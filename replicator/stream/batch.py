@@ -6,13 +6,16 @@ set-wise. What cannot be coalesced safely becomes an ordered segment between two
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from replicator.model.change import Op
 from replicator.model.lsn import ZERO, Lsn
 from replicator.model.row import UNCHANGED, Row
+from replicator.model.schema import TableName
 from replicator.routing.idmap import Unmapped
 
 if TYPE_CHECKING:
@@ -69,9 +72,13 @@ class Batch:
     map_changes: dict[tuple[str, str], str | None] = field(default_factory=dict)  # (map, source ID) → target ID
     unmapped: set[Unmapped] = field(default_factory=set)
     remap: bool = False  # IDs that were met unmapped have target IDs now: columns written meanwhile catch up
+    # (number of events up to the end of a transaction, or of its part; LSN of its COMMIT): which event is of which.
+    ends: list[tuple[int, Lsn]] = field(default_factory=list)
 
     def absorb(self, other: Batch) -> None:
         """Take in the transactions that follow."""
+        before = len(self.events)
+        self.ends += [(before + count, lsn) for count, lsn in other.ends]
         self.events += other.events
         self.size += other.size
         self.transactions += other.transactions
@@ -238,3 +245,23 @@ def _net(states: dict[RoutedTable, _States], appended: dict[RoutedTable, list[Ro
                 net.updates.setdefault(assigned, []).append(row)
         result[table] = net
     return result
+
+
+def count_changes(events: Sequence[Event]) -> Counter[tuple[Op, TableName]]:
+    """Changes by operation and target table."""
+    # A pass per operation: hashing an Enum is Python code, and would be done once per event.
+    by_name: Counter[tuple[Op, TableName]] = Counter()
+    rows = [event for event in events if type(event) is tuple]
+    for op in (Op.INSERT, Op.UPDATE, Op.DELETE):
+        for table, count in Counter([event[1] for event in rows if event[0] is op]).items():
+            by_name[op, table.route.name] += count
+    for event in events:
+        if isinstance(event, Truncation):
+            by_name.update((Op.TRUNCATE, table.route.name) for table in event.tables)
+    return by_name
+
+
+def runs(batch: Batch, length: int | None) -> Iterator[tuple[int, int]]:
+    """Where the events of each run begin and end: runs of this length; None: source transactions."""
+    ends = [end for end, _ in batch.ends] if length is None else range(length, len(batch.events) + length, length)
+    yield from pairwise([0, *ends])

@@ -5,9 +5,10 @@ Driven by ``replicator.unmapped_id``, so a crash anywhere repeats what was not c
 
 from __future__ import annotations
 
+import itertools
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
-from typing import Literal, get_args
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Literal, Protocol, get_args
 
 from psycopg import sql
 
@@ -26,6 +27,16 @@ _TYPES: dict[str, MappableType] = {name: name for name in get_args(MappableType)
 
 # Opens a session on the source when one is needed: only columns that were set to NULL have forgotten their ID.
 OpenSource = Callable[[], Connection]
+
+
+class HeldRows(Protocol):
+    """Rows that are not on the target yet, and catch up like those that are."""
+
+    def replace_ids(self, table: TableName, column: str, ids: Mapping[str, str]) -> None:
+        """Source IDs that stand in a column become target IDs."""
+
+    def fill_nulls(self, route: Route, column: str, rows: Sequence[Row]) -> None:
+        """NULLs of a column are taken from rows of the same key."""
 
 
 def mapped_columns(routes: Iterable[Route], map_name: str) -> list[tuple[Route, str, MapSpec]]:
@@ -66,6 +77,7 @@ def remap(
     routes: Sequence[Route],
     maps: IdMaps,
     open_source: OpenSource,
+    held: HeldRows,
 ) -> int:
     """Map again what was recorded as unmapped and has a target ID now; the number of rows that changed."""
     known = query(
@@ -90,9 +102,10 @@ def remap(
         if spec.on_unmapped is OnUnmapped.NULL:
             if not route.key:
                 continue  # nothing tells which of its NULLs was which ID
-            changed += _fill_nulls(conn, route, column, ids, maps, open_source)
+            changed += _fill_nulls(conn, route, column, ids, maps, open_source, held)
         else:
             changed += _replace(conn, route, column, ids)
+            held.replace_ids(table, column, ids)
         conn.execute(
             """
             DELETE FROM replicator.unmapped_id WHERE map = %s AND table_schema = %s AND table_name = %s
@@ -120,6 +133,7 @@ def _fill_nulls(
     ids: dict[str, str],
     maps: IdMaps,
     open_source: OpenSource,
+    held: HeldRows,
 ) -> int:
     """IDs that became NULL are read from the source again, by key.
 
@@ -133,14 +147,10 @@ def _fill_nulls(
     if statement is None:
         return 0
     changed = 0
-    rows: list[Row] = []
-    for values in _source_rows(open_source(), route, route.columns[at].source.name, list(ids)):
-        rows.append(mapper.row(values))
-        if len(rows) == 1000:
-            changed += conn.execute(statement, (statements.rows(rows),)).rowcount
-            rows = []
-    if rows:
+    found = map(mapper.row, _source_rows(open_source(), route, route.columns[at].source.name, list(ids)))
+    while rows := list(itertools.islice(found, 1000)):
         changed += conn.execute(statement, (statements.rows(rows),)).rowcount
+        held.fill_nulls(route, column, rows)
     return changed
 
 

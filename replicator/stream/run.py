@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import datetime as dt
-import os
-import socket
 import threading
 import time
 from collections import Counter
@@ -16,7 +14,7 @@ from psycopg import errors
 
 from replicator import metrics
 from replicator.config import Settings
-from replicator.errors import ReplicatorError, SchemaMismatch, StateError, UnmappedId
+from replicator.errors import ReplicatorError, RowRejected, SchemaMismatch, StateError, UnmappedId
 from replicator.failpoints import failpoint
 from replicator.logs import get_logger
 from replicator.model.change import Op
@@ -33,8 +31,11 @@ from replicator.stream.batch import Batch
 from replicator.stream.guard import guard_start, require_homes
 from replicator.stream.inbox import Inbox
 from replicator.stream.lookup import LookupFollower
+from replicator.stream.quarantine import Quarantine
 from replicator.stream.receiver import Receiver
 from replicator.stream.relations import Relations
+from replicator.stream.retry import retry
+from replicator.stream.watchdog import Watchdog
 from replicator.target.idmaps import load_maps, record_unmapped
 from replicator.target.role import may_be_replica
 from replicator.target.state import Checkpoint, add_rows_applied, load_checkpoint, load_table_states, set_phase
@@ -43,9 +44,6 @@ log = get_logger(__name__)
 
 _TICK_S = 1.0  # between two looks at the state schema
 _TAKE_S = 0.2  # how long a stop may go unnoticed while nothing comes in
-# A statement that still runs this long after a stop is cancelled. Where the target does not answer that either,
-# hanging up and ending the process take up to 4 s more, and SIGTERM is to be answered within 10 s.
-_STOP_GRACE_S = 5.0
 _IDLE_S = 8.0  # heartbeats come every 5 s: after this without news the lag counts from the last commit again
 
 
@@ -94,7 +92,7 @@ class Stream:
             applier, receiver = self._prepare()
             stack.callback(receiver.stop)
             stack.callback(self._abandon, applier)
-            watchdog = _Watchdog(self._stop, self._writer)
+            watchdog = Watchdog(self._stop, self._writer)
             stack.callback(watchdog.finish)
             self._inbox.put(Batch(remap=True))
             receiver.start()
@@ -121,8 +119,14 @@ class Stream:
             replica = may_be_replica(self._writer)
             if replica:
                 self._writer.execute("SET session_replication_role = replica")
+            self._quarantine = self._load_quarantine()
             applier = Applier(
-                self._writer, self._routes, maps=self._maps, open_source=self._open_source, replica_role=replica
+                self._writer,
+                self._routes,
+                maps=self._maps,
+                open_source=self._open_source,
+                replica_role=replica,
+                quarantine=self._quarantine,
             )
         self._inbox = Inbox(
             max_rows=self._settings.stream.max_batch_rows, max_bytes=self._settings.stream.max_batch_bytes
@@ -185,16 +189,35 @@ class Stream:
                 self._next_tick = 0.0
             return
         started = time.monotonic()
-        self._counts.update(applier.apply(batch))
+        counts = applier.apply(batch)
         self._unmapped |= batch.unmapped
         self._in_parts = not batch.complete
+        if batch.complete:
+            counts = self._commit(applier, batch, counts)
+        self._counts.update(counts)
         if not batch.complete:
             return
-        self._store(applier, max(batch.end_lsn, self._committed), batch.fence)
         metrics.TRANSACTIONS.inc(batch.transactions)
         metrics.BATCH_ROWS.observe(len(batch.events))
         metrics.BATCH_DURATION_SECONDS.observe(time.monotonic() - started)
         self._count()
+
+    def _commit(
+        self, applier: Applier, batch: Batch, counts: Counter[tuple[Op, TableName]]
+    ) -> Counter[tuple[Op, TableName]]:
+        """Commit what was applied; what was, after all."""
+        lsn = max(batch.end_lsn, self._committed)
+        try:
+            self._store(applier, lsn, batch.fence)
+        except RowRejected:
+            # Of a transaction in parts the earlier ones are gone.
+            if batch.final_part or not self._quarantine.takes:
+                raise
+            # A deferred constraint does not tell which change is at fault: once more, with a look at each transaction.
+            self._quarantine.load()
+            counts = applier.apply(batch, checked=True)
+            self._store(applier, lsn, batch.fence)
+        return counts
 
     def _count(self) -> None:
         """What was committed just now, earlier parts of the same transaction included."""
@@ -205,6 +228,7 @@ class Stream:
             metrics.UNMAPPED_IDS.labels(map=unmapped.map).inc()
         self._counts.clear()
         self._unmapped.clear()
+        self._quarantine.report()
 
     def _store(self, applier: Applier, lsn: Lsn, fence: str | None = None) -> None:
         """Write the checkpoint into the open transaction and commit it.
@@ -238,24 +262,50 @@ class Stream:
             self._writer,
             """
             SELECT c.phase, c.map_version, EXISTS (
-                SELECT FROM replicator.table_state t WHERE t.slot = c.slot AND t.state = 'copy_requested')
+                SELECT FROM replicator.table_state t WHERE t.slot = c.slot AND t.state = 'copy_requested'),
+                (SELECT count(*) FROM replicator.quarantine q WHERE q.slot = c.slot),
+                EXISTS (SELECT FROM replicator.quarantine q WHERE q.slot = c.slot AND q.retry_requested)
             FROM replicator.checkpoint c WHERE c.slot = %s
             """,
             self._slot,
         )
         if not rows:
             raise StateError("the checkpoint is gone: somebody has removed it while the stream was running")
-        [(phase, map_version, copy_requested)] = rows
+        [(phase, map_version, copy_requested, quarantined, retry_requested)] = rows
         if phase == "catching_up" and self._pending and self._inbox.is_empty:
             set_phase(self._writer, self._slot, "streaming", only_from="catching_up")
             log.info("caught up", lsn=str(self._committed))
         if map_version != self._map_version:
             self._find_map_changes()
             self._map_version = map_version
+        if retry_requested:
+            self._retry(applier)
+        elif quarantined != self._quarantine.count:  # `quarantine drop` was here
+            self._quarantine.load()
         self._next_tick = time.monotonic() + _TICK_S
         if phase == "cut_over":
             return Outcome.FINALIZED
         return Outcome.COPY_REQUESTED if copy_requested else None
+
+    def _retry(self, applier: Applier) -> None:
+        """`quarantine retry` was here."""
+        applier.begin()
+        self._counts.update(retry(self._writer, self._slot, self._routes, self._maps, applier.attempt))
+        self._store(applier, self._committed)
+        self._count()
+        self._quarantine.load()
+
+    def _load_quarantine(self) -> Quarantine:
+        stream = self._settings.stream
+        quarantine = Quarantine(
+            self._writer,
+            self._slot,
+            self._routes,
+            takes=stream.on_rejected_row == "quarantine",
+            limit=stream.max_quarantined,
+        )
+        quarantine.load()
+        return quarantine
 
     def _lag_seconds(self) -> float:
         """Now minus the source commit time of what was applied last; 0 while nothing is pending."""
@@ -333,36 +383,6 @@ class Stream:
             applier.rollback()
         except psycopg.Error:
             log.debug("rollback failed: the connection is gone, and the transaction with it")
-
-
-class _Watchdog:
-    """Cancels the statement that keeps a stop from being answered in time."""
-
-    def __init__(self, stop: threading.Event, conn: Connection) -> None:
-        self._stop, self._conn = stop, conn
-        self._finished = threading.Event()
-        self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
-
-    def start(self) -> None:
-        self._thread.start()
-
-    def finish(self) -> None:
-        self._finished.set()
-
-    def _watch(self) -> None:
-        while not self._stop.wait(_TAKE_S):
-            if self._finished.is_set():
-                return
-        if self._finished.wait(_STOP_GRACE_S):
-            return
-        try:
-            self._conn.cancel_safe(timeout=1.0)
-        except psycopg.Error:
-            log.debug("cancel failed: the target does not answer")
-        if not self._finished.wait(1.0):
-            # It cannot even cancel. Hanging up ends the wait; the server rolls back what was not committed.
-            with contextlib.suppress(OSError, psycopg.Error), socket.socket(fileno=os.dup(self._conn.fileno())) as line:
-                line.shutdown(socket.SHUT_RDWR)
 
 
 def _explain(exc: psycopg.Error) -> ReplicatorError:

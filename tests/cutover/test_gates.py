@@ -29,8 +29,8 @@ FAULTS = [
     ),
     (
         "target",
-        "INSERT INTO replicator.quarantine (table_schema, table_name, key, change, error, lsn)"
-        " VALUES ('public', 'orders', '1', '', 'refused', '0/1')",
+        "INSERT INTO replicator.quarantine (slot, table_schema, table_name, op, columns, types, key_columns, lsn)"
+        " SELECT slot, 'public', 'orders', 'delete', '{}', '{}', '{}', '0/1' FROM replicator.checkpoint",
         "quarantine",
         "1 changes",
     ),

@@ -85,16 +85,26 @@ CREATE TABLE replicator.deferred_index (
     PRIMARY KEY (index_schema, index_name)
 );
 
+-- Changes that the target refused, and later ones of the same rows, which wait behind them. Holds values of rows.
 CREATE TABLE replicator.quarantine (
-    id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, -- in the order of the source
+    slot text NOT NULL,
     table_schema text NOT NULL,
     table_name text NOT NULL,
-    key text NOT NULL,
-    change bytea NOT NULL,
-    error text NOT NULL,
-    lsn pg_lsn NOT NULL,
-    created_at timestamptz NOT NULL DEFAULT now()
+    op text NOT NULL CHECK (op IN ('insert', 'update', 'delete')),
+    columns text[] NOT NULL,                -- of the target: new_row has a field for each
+    types text[] NOT NULL,                  -- of those columns, when the change came
+    key_columns text[] NOT NULL,            -- old_row has a field for each: the key, or all columns of a table without one
+    old_row bytea,                          -- of a DELETE, and of an UPDATE that changes the key; fields in binary form
+    new_row bytea,                          -- of an INSERT or UPDATE
+    key text[],                             -- values of key_columns as people read them; NULL: they cannot be read
+    error text,                             -- why it was refused, by names alone; NULL: it waits behind another
+    lsn pg_lsn NOT NULL,                    -- of its transaction's COMMIT
+    attempts integer NOT NULL DEFAULT 0,
+    retry_requested boolean NOT NULL DEFAULT false,
+    created_at timestamptz NOT NULL DEFAULT clock_timestamp()
 );
+CREATE INDEX quarantine_table ON replicator.quarantine (slot, table_schema, table_name);
 
 CREATE TABLE replicator.cutover_step (
     slot text NOT NULL,

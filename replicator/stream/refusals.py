@@ -1,0 +1,81 @@
+"""What the target refuses, and how it is told: by names alone, for the server's messages and details quote values."""
+
+from __future__ import annotations
+
+import re
+
+import psycopg
+from psycopg import errors
+
+from replicator.errors import RowRejected
+from replicator.model.change import Op
+from replicator.model.schema import show_table
+from replicator.postgres.diagnosis import object_at_fault
+from replicator.stream.compose import Step
+
+# The row's fault, whoever wrote it: constraints and types of its table, limits of an index, a trigger that raises.
+# A missing table or column, rights, a full disk and the like are nobody's row.
+REFUSALS = (
+    errors.IntegrityError,
+    errors.DataError,
+    errors.ProgramLimitExceeded,
+    errors.RaiseException,
+    errors.NoDataFound,
+    errors.TooManyRows,
+    errors.AssertFailure,
+)
+
+_FUNCTION = re.compile(r"PL/pgSQL function ([\w.$]+)\(")
+_MEND = "mend the target's column or constraint, then start again: the change will be sent again; or let such changes "
+_SET_ASIDE = 'be set aside: on_rejected_row = "quarantine" under [stream]'
+
+
+class Miscount(Exception):  # no error yet: as a set it may have another cause than one by one
+    """A statement hit another number of rows than it should."""
+
+    def __init__(self, table: str, op: Op, expected: int, found: int) -> None:
+        super().__init__(f"{op.value} on {table} hit {found} rows instead of {expected}")
+
+
+def refused(exc: Exception, step: Step | None) -> RowRejected:
+    """The refusal of what ``step`` did."""
+    if isinstance(exc, Miscount):
+        rejected = RowRejected(
+            f"target: {exc}", hint="somebody else has changed the target; `replicator verify` shows where"
+        )
+        rejected.reason = str(exc)
+        return rejected
+    assert isinstance(exc, psycopg.Error) and step is not None
+    what = object_at_fault(exc) or _function(exc)
+    where = f" ({what})" if what else ""
+    rejected = RowRejected(
+        f"target: {step.table} refuses an {step.op.value}{where}: {type(exc).__name__}, {exc.sqlstate}",
+        hint=_MEND + _SET_ASIDE,
+    )
+    rejected.reason = _reason(exc, what)
+    return rejected
+
+
+def refused_by_constraint(exc: Exception) -> RowRejected:
+    """The refusal of changes as a whole: a deferred constraint or trigger looked at them, or they came as a set."""
+    assert isinstance(exc, psycopg.Error)
+    known, diag = object_at_fault(exc), exc.diag
+    what = known or _function(exc)
+    table = show_table((diag.schema_name or "", diag.table_name)) if known and diag.table_name else "the target"
+    where = f" ({what})" if what else ""
+    rejected = RowRejected(
+        f"target: {table} refuses changes when they are to be committed{where}: {type(exc).__name__}, {exc.sqlstate}",
+        hint=_MEND + _SET_ASIDE,
+    )
+    rejected.reason = _reason(exc, what)
+    return rejected
+
+
+def _reason(exc: psycopg.Error, what: str) -> str:
+    return f"{type(exc).__name__} {exc.sqlstate}" + (f" ({what})" if what else "")
+
+
+def _function(exc: psycopg.Error) -> str:
+    """The function that raised it: the one thing that it cannot choose itself."""
+    found = _FUNCTION.match(exc.diag.context or "")
+    return found[1] if found else ""
