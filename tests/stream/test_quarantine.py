@@ -1,4 +1,4 @@
-"""`on_rejected_row = "quarantine"`: what the target refuses waits, the rest goes on, in the end both sides are equal."""
+"""`on_rejected_row = "quarantine"`: refused rows wait, the rest goes on, and in the end both sides are equal."""
 
 from __future__ import annotations
 
