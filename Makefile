@@ -32,11 +32,11 @@ format: $(STAMP)  ## rewrite the code as ruff formats it
 soak: $(STAMP)  ## the tests that take minutes
 	$(BIN)/python -m pytest --soak -m soak $(ARGS)
 
-bench: $(STAMP)  ## the benchmarks side by side with other ways to move the same rows
+bench: $(VENV)/.bench-installed $(BIN)/pgcopydb  ## side by side with other ways to move the same rows; ARGS="--quick"
 	$(BIN)/python -m bench $(ARGS)
 
 constraints: $(STAMP)  ## upgrade all dependencies and pin what was installed
-	$(BIN)/python -m pip install --disable-pip-version-check --quiet --upgrade --upgrade-strategy eager -e '.[dev]'
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet --upgrade --upgrade-strategy eager -e '.[dev,bench]'
 	$(BIN)/python -m pip freeze --exclude-editable --exclude pip --exclude setuptools > constraints.txt
 
 clean:  ## remove the environment, caches and build output
@@ -52,3 +52,11 @@ $(STAMP): pyproject.toml constraints.txt
 # The tests of deploy/ say what is missing if this finds none: skipped here, failed in CI.
 $(BIN)/promtool: | $(STAMP)
 	-deploy/get-promtool.sh $@
+
+$(VENV)/.bench-installed: $(STAMP)
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet -c constraints.txt -e '.[dev,bench]'
+	touch $@
+
+# The benchmarks say what they leave out if this finds none.
+$(BIN)/pgcopydb: | $(STAMP)
+	-bench/get-pgcopydb.sh $@

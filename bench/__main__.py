@@ -1,75 +1,129 @@
-"""`python -m bench`: this replicator beside PostgreSQL's own subscription. Prints a table, writes JSON."""
+"""Benchmarks side by side: this replicator and other ways to move the same rows, on the same servers and data."""
 
 from __future__ import annotations
 
 import argparse
-import json
-import platform
-import statistics
+import dataclasses
+import sys
 import tempfile
+import time
+from collections.abc import Callable
 from pathlib import Path
 
-from bench.lab import Lab, children_cpu_s, lab, native_catch_up, native_pause, native_subscribe, native_unsubscribe
+from bench import cost, latency, partitions, snapshot, stream
+from bench.lab import SERVER_SETTINGS, Lab, start_lab, value
+from bench.options import Options, Say
+from bench.peers import pgcopydb
+from bench.plot import plot
+from bench.report import Report, comparison_table, machine, markdown, show
+from replicator import __version__
+
+SECTIONS: dict[str, Callable[[Lab, Options, Report, Say], None]] = {
+    "stream": stream.measure,
+    "snapshot": snapshot.measure,
+    "latency": latency.measure,
+    "partitions": partitions.measure,
+    "cost": cost.measure,
+}
+_QUICK = {
+    "rounds": 1, "rows": 60_000, "transactions": 3_000, "many_tables": 20, "live_rows": 20_000, "latency_s": 3.0,
+    "partition_rows": (20_000, 200_000), "partition_changes": 2_000, "growth_rows": 20_000, "backlog": 100,
+}  # fmt: skip
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
-    parser.add_argument("--rows", type=int, default=500_000, help="rows of the snapshot")
-    parser.add_argument("--transactions", type=int, default=100_000, help="three-row transactions per round")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--durable", action="store_true", help="fsync on")
-    parser.add_argument("--json", type=Path, help="write the figures here")
-    options = parser.parse_args()
+def main() -> int:
+    parser = _parser()
+    given = parser.parse_args()
+    options = _options(given)
+    sections = [name for name in SECTIONS if name in given.sections or "all" in given.sections or not given.sections]
+    started = time.monotonic()
     with (
         tempfile.TemporaryDirectory(prefix="replicator-bench-") as directory,
-        lab(Path(directory), rows=options.rows, durable=options.durable) as made,
+        start_lab(Path(directory), durable=options.durable, pair=options.pair) as lab,
     ):
-        servers = f"PostgreSQL {made.source.major} → {made.target.major}, {platform.machine()}"
-        say(f"{servers}, fsync {'on' if options.durable else 'off'}, ID maps on in ours; seconds include process start")
-        figures = measure(made, options.rows, options.transactions, options.rounds)
-    if options.json:
-        told = {name: str(value) for name, value in vars(options).items()}
-        options.json.write_text(json.dumps({"servers": servers, "options": told, **figures}, indent=2))
-
-
-def measure(made: Lab, rows: int, transactions: int, rounds: int) -> dict[str, object]:
-    made.replicator("users", "import", str(made.settings.parent / "map.json"))
-    snapshot = made.replicator("snapshot"), native_subscribe(made)
-    compare(f"snapshot of {rows} rows", snapshot)
-    streams = []
-    for number in range(rounds):
-        native_pause(made)
-        made.execute(made.source_dsn, f"CALL public.bench_transactions({transactions})")
-        # In turn, so that neither always finds the caches warm.
-        if number % 2 == 0:
-            pair = (ours := catch_up(made)), native_catch_up(made)
-        else:
-            native = native_catch_up(made)
-            pair = (ours := catch_up(made)), native
-        streams.append(pair)
-        compare(f"{transactions} × 3 rows, round {number + 1}", (ours, pair[1]))
-    ratio = statistics.median(native / ours for ours, native in streams)
-    say(f"stream: {ratio:.2f} × the subscription (median)")
-    native_unsubscribe(made)
-    return {"snapshot_s": snapshot, "streams_s": streams, "stream_ratio": ratio}
-
-
-def catch_up(made: Lab) -> float:
-    """Our seconds; prints the CPU time of our process as well."""
-    before = children_cpu_s()
-    seconds = made.replicator("run", "--until-caught-up")
-    say(f"    CPU of our process: {children_cpu_s() - before:.1f} s")
-    return seconds
-
-
-def compare(what: str, seconds: tuple[float, float]) -> None:
-    ours, native = seconds
-    say(f"{what:32} ours {ours:6.1f} s   subscription {native:6.1f} s   {native / ours:.2f} ×")
+        report = Report(_about(lab, options))
+        for key, told in report.about.items():
+            say(f"{key}: {told}")
+        for name in sections:
+            say(f"\n{name}")
+            SECTIONS[name](lab, options, report, say)
+    report.about["minutes"] = round((time.monotonic() - started) / 60, 1)
+    _tell(report)
+    if given.json:
+        report.write_json(given.json)
+    if given.plot:
+        plot(report, given.plot)
+    if given.markdown:
+        given.markdown.write_text(markdown(report))
+    return 1 if any(figure.peer == "replicator" and not figure.valid for figure in report.figures) else 0
 
 
 def say(line: str) -> None:
     print(line, flush=True)
 
 
+def _parser() -> argparse.ArgumentParser:
+    default = Options()
+    parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
+    parser.add_argument("sections", nargs="*", choices=[*SECTIONS, "all", []], help="none: all of them")
+    parser.add_argument("--quick", action="store_true", help="small and once: whether it runs, not how fast")
+    parser.add_argument("--rounds", type=int, help=f"default {default.rounds}")
+    parser.add_argument("--scale", type=float, default=1.0, help="times the default sizes")
+    parser.add_argument("--rows", type=int, help=f"rows of a snapshot, default {default.rows:,}")
+    parser.add_argument("--transactions", type=int, help=f"of the mix, per round, default {default.transactions:,}")
+    parser.add_argument("--workers", type=int, help=f"parallel copies of every peer, default {default.workers}")
+    parser.add_argument("--durable", action=argparse.BooleanOptionalAction, default=True, help="fsync, on both servers")
+    parser.add_argument("--pair", default="16:18", help="major versions of source and target")
+    parser.add_argument("--peer", action="append", default=[], dest="peers", help="only this peer beside ours")
+    parser.add_argument("--workload", action="append", default=[], dest="workloads", help="only this workload")
+    parser.add_argument("--json", type=Path, help="write all figures here")
+    parser.add_argument("--markdown", type=Path, help="write the tables here")
+    parser.add_argument("--plot", type=Path, help="write a plot here (.svg or .png)")
+    return parser
+
+
+def _options(given: argparse.Namespace) -> Options:
+    options = Options(**_QUICK) if given.quick else Options()  # type: ignore[arg-type]
+    scaled = {name: int(getattr(options, name) * given.scale) for name in ("rows", "transactions", "live_rows")}
+    named = {name: getattr(given, name) for name in ("rounds", "rows", "transactions", "workers")}
+    source, _, target = given.pair.partition(":")
+    return dataclasses.replace(
+        options,
+        **scaled | {name: number for name, number in named.items() if number is not None},
+        durable=given.durable,
+        pair=(int(source), int(target or source)),
+        peers=tuple(given.peers),
+        workloads=tuple(given.workloads),
+    )
+
+
+def _about(lab: Lab, options: Options) -> dict[str, object]:
+    def version(dsn: str) -> str:
+        return str(value(dsn, "SHOW server_version"))
+
+    return {
+        "machine": machine(),
+        "replicator": __version__,
+        "source": f"PostgreSQL {version(lab.source.dsn())}",
+        "target": f"PostgreSQL {version(lab.target.dsn())}",
+        "programs": f"psql, pg_dump, pg_restore, pg_recvlogical {max(lab.source.major, lab.target.major)}",
+        "pgcopydb": pgcopydb.version() or "not installed",
+        "fsync": "on" if options.durable else "off",
+        "server settings": SERVER_SETTINGS,
+        "options": dataclasses.asdict(options),
+    }
+
+
+def _tell(report: Report) -> None:
+    for (section, case), figures in report.comparisons().items():
+        say(f"\n{section}: {case}")
+        say(show(comparison_table(figures)))
+    for heading, rows in report.tables.items():
+        say(f"\n{heading}")
+        say(show(rows))
+    for what, reason in report.skipped.items():
+        say(f"\nleft out: {what}: {reason}")
+
+
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

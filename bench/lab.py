@@ -1,161 +1,164 @@
-"""The laboratory: one source, two empty targets, FreshTrack data, and the two movers."""
+"""The laboratory: a source and a target server with the same settings, and plain SQL on both."""
 
 from __future__ import annotations
 
-import os
-import resource
-import subprocess
+import itertools
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import psycopg
+from psycopg import sql
 
-from replicator.demo import freshtrack
+from bench.process import run
 from replicator.demo.servers import Server, find_installations
 
-SUBSCRIPTION = "native"
-# One transaction: a reading comes in, its unit is updated, an event is logged.
-_TRANSACTIONS = """
-CREATE PROCEDURE public.bench_transactions(n integer) LANGUAGE plpgsql AS $$
-DECLARE
-    units uuid[] := ARRAY(SELECT id FROM public.units ORDER BY id LIMIT 500);
-    organization uuid := (SELECT id FROM public.organizations LIMIT 1);
-    unit uuid;
-BEGIN
-    FOR i IN 1..n LOOP
-        unit := units[1 + i % array_length(units, 1)];
-        INSERT INTO public.sensor_readings
-            (id, unit_id, temperature, humidity, battery, signal_strength, recorded_at, source)
-        VALUES (gen_random_uuid(), unit, 3.5, 40, 90, -70, timestamptz '2025-01-01' + i * interval '1 second', 'ble');
-        UPDATE public.units SET last_reading_at = now(), last_temperature = i WHERE id = unit;
-        INSERT INTO public.event_logs (organization_id, actor_type, event_type, entity_type, hash)
-        VALUES (organization, 'system', 'reading', 'unit', md5(i::text));
-        COMMIT;
-    END LOOP;
-END $$
-"""
+# The same on both servers and for every peer; everything else is PostgreSQL's default.
+SERVER_SETTINGS = {
+    "shared_buffers": "512MB",
+    "maintenance_work_mem": "256MB",
+    "max_wal_size": "8GB",
+    "checkpoint_timeout": "30min",
+    "max_worker_processes": "16",
+    "max_logical_replication_workers": "8",
+}
 
 
 @dataclass
 class Lab:
-    """Running servers with data; ``settings`` is the path of our settings file."""
+    """Running servers. ``programs``: psql, pg_dump and others, of the newer server's version."""
 
     source: Server
     target: Server
-    source_dsn: str
-    ours_dsn: str
-    native_dsn: str
-    settings: Path
+    directory: Path
+    programs: Path
+    durable: bool
+    _numbers: Iterator[int] = field(default_factory=lambda: itertools.count(1))
 
-    def source_lsn(self) -> str:
-        return str(self.query(self.source_dsn, "SELECT pg_current_wal_lsn()"))
+    def new_source(self, name: str) -> str:
+        """DSN of a new database on the source."""
+        return self.source.create_database(f"{name}_{next(self._numbers)}")
 
-    def query(self, dsn: str, statement: str) -> Any:
-        with psycopg.connect(dsn, autocommit=True) as conn:
-            row = conn.execute(statement.encode()).fetchone()
-            return row[0] if row else None
+    def new_target(self, name: str) -> str:
+        """DSN of a new database on the target."""
+        return self.target.create_database(f"{name}_{next(self._numbers)}")
 
-    def execute(self, dsn: str, *statements: str) -> None:
-        with psycopg.connect(dsn, autocommit=True) as conn:
-            for statement in statements:
-                conn.execute(statement.encode())
+    def drop(self, dsn: str) -> None:
+        """Drop a database of either server."""
+        server = self.source if urlsplit(dsn).port == self.source.port else self.target
+        name = psycopg.conninfo.conninfo_to_dict(dsn)["dbname"]
+        with psycopg.connect(server.dsn(), autocommit=True) as conn:
+            conn.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(str(name))))
 
-    def replicator(self, *arguments: str) -> float:
-        """Run one of our commands; its seconds from process start to exit."""
-        started = time.monotonic()
-        subprocess.run(
-            [sys.executable, "-m", "replicator", "-c", str(self.settings), *arguments],
-            check=True,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            env={**os.environ, "REPLICATOR_METRICS__LISTEN": ""},
-        )
-        return time.monotonic() - started
+    def calm(self) -> None:
+        """Before each timed run: what earlier ones left to write is written now."""
+        for server in (self.source, self.target):
+            execute(server.dsn(), "CHECKPOINT")
 
-    def wait(self, dsn: str, statement: str) -> None:
-        """Until ``statement`` gives true."""
-        with psycopg.connect(dsn, autocommit=True) as conn:
-            while True:
-                row = conn.execute(statement.encode()).fetchone()
-                if row and row[0]:
-                    return
-                time.sleep(0.02)
+    def psql(self, dsn: str, script: Path) -> float:
+        """Run a script; its seconds."""
+        return run([self.programs / "psql", "-qX", "-v", "ON_ERROR_STOP=1", "-f", script, dsn]).seconds
+
+    def dump_schema(self, dsn: str, *options: str) -> tuple[Path, float]:
+        """The database's schema as a script, and the seconds it took to write."""
+        path = self.directory / f"schema_{next(self._numbers)}.sql"
+        # Neither publications nor ownership: a target has its own.
+        options = ("--schema-only", "--no-publications", "--no-owner", *options)
+        return path, run([self.programs / "pg_dump", *options, "-f", path, dsn]).seconds
 
 
 @contextmanager
-def lab(directory: Path, *, rows: int, durable: bool, source_major: int = 16, target_major: int = 18) -> Iterator[Lab]:
-    """Servers, schemas, ``rows`` rows on the source, a map of all users on our target."""
-    majors = find_installations()
+def start_lab(directory: Path, *, durable: bool, pair: tuple[int, int]) -> Iterator[Lab]:
+    """Two servers of these major versions, or of the newest here where one is missing."""
+    installations = find_installations()
+    source_major, target_major = (major if major in installations else max(installations) for major in pair)
+    plugins = Path(sys.executable).parent.parent / "lib" / f"postgresql-{source_major}"  # bench/get-pgcopydb.sh's
     with (
-        Server.start(source_major if source_major in majors else max(majors), durable=durable) as source,
-        Server.start(target_major if target_major in majors else max(majors), durable=durable) as target,
+        Server.start(
+            source_major,
+            settings={**SERVER_SETTINGS, "dynamic_library_path": f"$libdir:{plugins}"},
+            durable=durable,
+        ) as source,
+        Server.start(target_major, settings=SERVER_SETTINGS, durable=durable) as target,
     ):
-        source_dsn = source.create_database("app")
-        ours, native = target.create_database("ours"), target.create_database("native")
-        with psycopg.connect(source_dsn) as conn:
-            conn.execute(freshtrack.source_schema().encode())
-            freshtrack.generate(conn, rows, 1)
-            conn.execute(_TRANSACTIONS.encode())
-            freshtrack.write_map_file(conn, directory / "map.json", leave_out=0)
-        for dsn in (ours, native):
-            with psycopg.connect(dsn) as conn:
-                conn.execute(freshtrack.target_schema().encode())
-        settings = directory / "replicator.toml"
-        settings.write_text(freshtrack.settings_toml(source_dsn, ours))
-        made = Lab(source, target, source_dsn, ours, native, settings)
-        tables = ", ".join(f"public.{name}" for name in freshtrack.TABLES)
-        made.execute(
-            source_dsn,
-            "ANALYZE",
-            f"CREATE PUBLICATION {SUBSCRIPTION} FOR TABLE {tables} WITH (publish_via_partition_root)",
-            f"SELECT pg_create_logical_replication_slot('{SUBSCRIPTION}', 'pgoutput')",
+        programs = installations[max(source_major, target_major)]
+        yield Lab(source, target, directory, programs, durable)
+
+
+def execute(dsn: str, *statements: str) -> None:
+    """Run statements, each in a transaction of its own."""
+    with psycopg.connect(dsn, autocommit=True) as conn:
+        for statement in statements:
+            conn.execute(statement.encode())
+
+
+def value(dsn: str, statement: str) -> Any:
+    """The only value of a query's only row."""
+    with psycopg.connect(dsn, autocommit=True) as conn:
+        row = conn.execute(statement.encode()).fetchone()
+        return row[0] if row else None
+
+
+def wait_until(dsn: str, statement: str, timeout_s: float = 1800.0) -> None:
+    """Until ``statement`` gives true.
+
+    Raises:
+        TimeoutError: it did not.
+    """
+    deadline = time.monotonic() + timeout_s
+    with psycopg.connect(dsn, autocommit=True) as conn:
+        while time.monotonic() < deadline:
+            row = conn.execute(statement.encode()).fetchone()
+            if row and row[0]:
+                return
+            time.sleep(0.01)
+    raise TimeoutError(f"not within {timeout_s:.0f} s: {statement}")
+
+
+def source_lsn(dsn: str) -> str:
+    """The source's present position, as text."""
+    return str(value(dsn, "SELECT pg_current_wal_flush_lsn()"))
+
+
+def user_tables(dsn: str) -> list[str]:
+    """Tables of schema public, partitions left out."""
+    return list(
+        value(
+            dsn,
+            "SELECT array_agg(relname::text ORDER BY relname) FROM pg_class"
+            " WHERE relnamespace = 'public'::regnamespace AND relkind IN ('r', 'p') AND NOT relispartition"
+            " AND relname <> 'trigger_audit'",
         )
-        yield made
-
-
-def native_subscribe(made: Lab) -> float:
-    """CREATE SUBSCRIPTION with its initial copy; seconds until every table is ready."""
-    made.execute(made.source_dsn, f"SELECT pg_drop_replication_slot('{SUBSCRIPTION}')")
-    started = time.monotonic()
-    made.execute(
-        made.native_dsn,
-        f"CREATE SUBSCRIPTION {SUBSCRIPTION} CONNECTION '{made.source_dsn}' PUBLICATION {SUBSCRIPTION} WITH (binary)",
-    )
-    made.wait(made.native_dsn, "SELECT bool_and(srsubstate = 'r') FROM pg_subscription_rel")
-    return time.monotonic() - started
-
-
-def native_pause(made: Lab) -> None:
-    made.execute(made.native_dsn, f"ALTER SUBSCRIPTION {SUBSCRIPTION} DISABLE")
-    made.wait(made.source_dsn, f"SELECT NOT active FROM pg_replication_slots WHERE slot_name = '{SUBSCRIPTION}'")
-
-
-def native_catch_up(made: Lab) -> float:
-    """Enable the paused subscription; seconds until it has confirmed the source's present position."""
-    lsn = made.source_lsn()
-    started = time.monotonic()
-    made.execute(made.native_dsn, f"ALTER SUBSCRIPTION {SUBSCRIPTION} ENABLE")
-    made.wait(
-        made.source_dsn,
-        f"SELECT replay_lsn >= '{lsn}' FROM pg_stat_replication WHERE application_name = '{SUBSCRIPTION}'",
-    )
-    return time.monotonic() - started
-
-
-def native_unsubscribe(made: Lab) -> None:
-    made.execute(
-        made.native_dsn,
-        f"ALTER SUBSCRIPTION {SUBSCRIPTION} DISABLE",
-        f"ALTER SUBSCRIPTION {SUBSCRIPTION} SET (slot_name = NONE)",
-        f"DROP SUBSCRIPTION {SUBSCRIPTION}",
     )
 
 
-def children_cpu_s() -> float:
-    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return usage.ru_utime + usage.ru_stime
+def fingerprints(dsn: str, tables: Sequence[str]) -> dict[str, tuple[int, int]]:
+    """Per table the number of its rows and a sum over the hashes of their texts, whatever their order."""
+    found = {}
+    with psycopg.connect(dsn, autocommit=True, options="-c timezone=UTC") as conn:
+        for table in tables:
+            row = conn.execute(
+                sql.SQL("SELECT count(*), coalesce(sum(hashtextextended(t::text, 0)::numeric), 0) FROM {} t").format(
+                    sql.Identifier("public", table)
+                )
+            ).fetchone()
+            assert row is not None
+            found[table] = (int(row[0]), int(row[1]))
+    return found
+
+
+def difference(source_dsn: str, target_dsn: str, tables: Sequence[str], counts_only: frozenset[str]) -> str | None:
+    """What the target lacks, in words; None: nothing. ``counts_only``: tables whose rows are meant to differ."""
+    expected, found = fingerprints(source_dsn, tables), fingerprints(target_dsn, tables)
+    faults = []
+    for table in tables:
+        if expected[table][0] != found[table][0]:
+            faults.append(f"{table}: {found[table][0]} rows instead of {expected[table][0]}")
+        elif expected[table] != found[table] and table not in counts_only:
+            faults.append(f"{table}: rows differ")
+    return "; ".join(faults[:3]) or None

@@ -1,0 +1,185 @@
+"""Latency: from a commit on the source, as its writer learns of it, until the row can be read on the target."""
+
+from __future__ import annotations
+
+import statistics
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import dataclass
+
+import psycopg
+
+from bench.data import live
+from bench.lab import Lab, execute, source_lsn, wait_until
+from bench.options import Options, Say
+from bench.peers import Peer, ours, subscription
+from bench.pulse import FUNCTION, SCHEMA, TABLE
+from bench.report import Report
+from bench.rounds import rotated
+
+_WRITERS = 4
+_POLL_PAUSE_S = 0.0005
+_WARM_S = 1.0  # of each run, left out: sessions are new and plans are cold
+
+
+@dataclass(frozen=True, slots=True)
+class Latency:
+    """One run, in milliseconds. ``rate``: transactions per second that the writers really made."""
+
+    peer: str
+    round: int
+    rate: float
+    median: float
+    p90: float
+    p99: float
+    highest: float
+
+
+def measure(lab: Lab, options: Options, report: Report, say: Say) -> None:
+    """Ours and the subscription, one after the other, under the same steady load."""
+    case = live(lab, options.live_rows // 5, extra_schema=SCHEMA, extra_tables=[TABLE])
+    execute(case.source_dsn, FUNCTION)
+    mine, native = ours.Stream(case), subscription.Stream(case)
+    found: list[Latency] = []
+    try:
+        mine.prepare()
+        native.prepare()
+        for number in range(options.rounds):
+            peers: list[Peer] = [mine, native]
+            for peer in rotated(peers, number):
+                lab.calm()
+                latency = _ours(mine, number, options) if peer is mine else _native(native, number, options)
+                found.append(latency)
+                say(f"    round {number + 1}  {latency.peer:24}{latency.rate:6.0f}/s  median {latency.median:.1f} ms"
+                    f"  p99 {latency.p99:.1f} ms")  # fmt: skip
+    finally:
+        mine.clean()
+        native.clean()
+        lab.drop(case.source_dsn)
+    report.tables[f"latency at {options.latency_rate:,} transactions/s, ms"] = _table(found)
+
+
+def _ours(peer: ours.Stream, number: int, options: Options) -> Latency:
+    source = peer.source_dsn
+    with peer.live() as service:
+        lsn = source_lsn(source)
+        assert peer.target_dsn is not None
+        wait_until(peer.target_dsn, f"SELECT applied_lsn >= '{lsn}' FROM replicator.checkpoint", 120)
+        latency = _run(peer.name, source, peer.target_dsn, number, options)
+        service.finish(timeout_s=30, sigterm=True)
+    return latency
+
+
+def _native(peer: subscription.Stream, number: int, options: Options) -> Latency:
+    source = peer.source_dsn
+    lsn = source_lsn(source)
+    peer.resume()
+    peer.wait_for(lsn)
+    assert peer.target_dsn is not None
+    latency = _run(peer.name, source, peer.target_dsn, number, options)
+    peer.pause()
+    return latency
+
+
+def _run(name: str, source_dsn: str, target_dsn: str, number: int, options: Options) -> Latency:
+    per_writer = options.latency_rate / _WRITERS
+    watcher = _Watcher(target_dsn)
+    watcher.start()
+    writers = [
+        subprocess.Popen(
+            [sys.executable, "-m", "bench.pulse", source_dsn, str(writer), str(per_writer), str(options.latency_s)],
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for writer in range(_WRITERS)
+    ]
+    committed: dict[tuple[int, int], int] = {}
+    for writer, process in enumerate(writers):
+        output, _ = process.communicate()
+        for line in output.splitlines():
+            sequence, at = line.split()
+            committed[writer, int(sequence)] = int(at)
+    watcher.wait_for({writer: max(s for w, s in committed if w == writer) for writer in range(_WRITERS)})
+    times = sorted(committed.values())
+    warm = times[0] + int(_WARM_S * 1e9) if options.latency_s > 2 * _WARM_S else times[0]
+    delays = sorted((watcher.seen(*key) - at) / 1e6 for key, at in committed.items() if at >= warm)
+    rate = len(committed) / max((times[-1] - times[0]) / 1e9, 1e-9)
+    centiles = statistics.quantiles(delays, n=100)
+    return Latency(name, number, rate, statistics.median(delays), centiles[89], centiles[98], delays[-1])
+
+
+class _Watcher(threading.Thread):
+    """Looks again and again how far each writer's pulses have arrived on the target."""
+
+    def __init__(self, dsn: str) -> None:
+        super().__init__(name="watcher", daemon=True)
+        self._conn = psycopg.connect(dsn, autocommit=True)
+        self._done = threading.Event()
+        self._arrivals: list[list[tuple[int, int]]] = [[] for _ in range(_WRITERS)]  # (highest number, when)
+        latest = f"(SELECT max(seq) FROM public.{TABLE} WHERE writer = {{}})"
+        self._query = f"SELECT {', '.join(latest.format(writer) for writer in range(_WRITERS))}".encode()
+
+        self._before = self._look()
+
+    def _look(self) -> list[int]:
+        row = self._conn.execute(self._query, prepare=True).fetchone()
+        assert row is not None
+        return [number or 0 for number in row]
+
+    def run(self) -> None:
+        highest = list(self._before)
+        while not self._done.is_set():
+            numbers = self._look()
+            now = time.monotonic_ns()
+            for writer, number in enumerate(numbers):
+                if number > highest[writer]:
+                    highest[writer] = number
+                    self._arrivals[writer].append((number, now))
+            time.sleep(_POLL_PAUSE_S)
+
+    def wait_for(self, last: dict[int, int], timeout_s: float = 120.0) -> None:
+        """Until the last pulses have arrived; ends the watching.
+
+        Raises:
+            TimeoutError: they did not.
+        """
+        deadline = time.monotonic() + timeout_s
+        while any(not seen or seen[-1][0] < last[writer] for writer, seen in enumerate(self._arrivals)):
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"the last pulses did not arrive within {timeout_s:.0f} s")
+            time.sleep(0.01)
+        self._done.set()
+        self.join()
+        self._conn.close()
+        self._times = [dict(_each(seen, first)) for seen, first in zip(self._arrivals, self._before, strict=True)]
+
+    def seen(self, writer: int, number: int) -> int:
+        """When this pulse was first visible."""
+        return self._times[writer][number]
+
+
+def _each(arrivals: list[tuple[int, int]], before: int) -> list[tuple[int, int]]:
+    """Every number with the time of the first look that found it, or a later one."""
+    filled = []
+    for number, at in arrivals:
+        filled += [(each, at) for each in range(before + 1, number + 1)]
+        before = number
+    return filled
+
+
+def _table(found: list[Latency]) -> list[list[str]]:
+    rows = [["", "rate/s", "median", "p90", "p99", "highest", "median ÷ subscription's, per round"]]
+    native = {each.round: each for each in found if each.peer == "subscription"}
+    for name in dict.fromkeys(each.peer for each in found):
+        runs = [each for each in found if each.peer == name]
+        ratios = sorted(each.median / native[each.round].median for each in runs if each.round in native)
+        rows.append([
+            name,
+            f"{statistics.median(each.rate for each in runs):.0f}",
+            *(f"{statistics.median(getattr(each, key) for each in runs):.1f}" for key in ("median", "p90", "p99")),
+            f"{max(each.highest for each in runs):.1f}",
+            f"{statistics.median(ratios):.2f} ({ratios[0]:.2f}–{ratios[-1]:.2f})" if ratios else "",
+        ])  # fmt: skip
+    return rows
