@@ -5,6 +5,7 @@ A message names the table, column or LSN at fault and never holds a value of a r
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from typing import Any, Final
 
 # The remedy wherever changes are lost to the stream. The target holds the rows of the snapshot before: --truncate.
@@ -36,6 +37,8 @@ class ProtocolError(ReplicatorError):
 
 class SchemaMismatch(ReplicatorError):
     """A relation differs from its route: mend the target or the settings, then start again."""
+
+    doubt: Hashable = None  # what a plan made anew settles: with it in `Relations`, the stream goes on
 
 
 class SlotLost(ReplicatorError):

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from replicator.config import Settings
 from replicator.errors import SchemaMismatch
+from replicator.model.schema import TableName
 from replicator.postgres.catalog import list_tables, load_tables
 from replicator.postgres.connection import Connection, translated
 from replicator.routing.route import Fault, Route, plan_routes
 
 
-def load_routes(settings: Settings, source: Connection, target: Connection) -> tuple[list[Route], list[Fault]]:
-    """The routes that the settings ask for, and why some cannot be. Reads the catalogs of both sides."""
+def load_routes(
+    settings: Settings, source: Connection, target: Connection, *, leave_out: Collection[TableName] = ()
+) -> tuple[list[Route], list[Fault]]:
+    """The routes that the settings ask for, and why some cannot be. Reads the catalogs of both sides.
+
+    Args:
+        leave_out: target tables to pass over.
+    """
     with translated("source"):
-        specs = settings.route_specs(list_tables(source))
+        specs = [spec for spec in settings.route_specs(list_tables(source)) if spec.target not in leave_out]
         sources = load_tables(source, [spec.source for spec in specs])
     with translated("target"):
         targets = load_tables(target, [spec.target for spec in specs])

@@ -6,7 +6,7 @@ import gc
 import random
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
 
@@ -15,10 +15,13 @@ from replicator.config import Settings
 from replicator.errors import ReplicatorError, SchemaMismatch, StateError, TransientError
 from replicator.logs import get_logger
 from replicator.model.lsn import Lsn
+from replicator.model.schema import show_table
 from replicator.monitor import Monitor
 from replicator.postgres.connection import Connection, connect, query, translated
-from replicator.routes import require_routes
+from replicator.routes import refuse_faults, require_routes
+from replicator.routing.route import Route
 from replicator.stream.run import Outcome, Stream
+from replicator.survey import accept, newcomer_message, require_survey, survey
 from replicator.target.state import (
     Session,
     end_session,
@@ -71,6 +74,7 @@ class Service:
         self._until_caught_up = until_caught_up
         self._reached = False  # whether both servers were ever there
         self._last_session: Session | None = None
+        self._settled: set[Hashable] = set()  # doubts about relations that the catalogs have settled
         self._fresh_look = False  # whether the catalogs were just read again because of a mismatch
 
     def run(self) -> None:
@@ -147,44 +151,79 @@ class Service:
     def _copy_and_stream(self, writer: Connection) -> tuple[Outcome | None, bool]:
         slot = self._settings.source.slot
         with connect(self._settings.source.dsn, "source", purpose="catalog") as source:
-            routes = require_routes(self._settings, source, writer)
-            metrics.init_tables(str(route) for route in routes)
-            metrics.init_maps(spec.name for spec in self._settings.map_specs)
-            self._reached = True
             checkpoint = load_checkpoint(writer, slot)
             if checkpoint is not None and checkpoint.phase == "cut_over":
                 return Outcome.FINALIZED, False
-            if checkpoint is None or checkpoint.phase in ("new", "copying"):
-                run_snapshot(
-                    self._settings, routes, writer=writer, source=source, stop=self.stop, truncate=self._truncate
-                )
-            requested = [
-                name
-                for name, state in load_table_states(writer, slot).items()
-                if state.state in ("copy_requested", "copying")
-            ]
-            if requested and not self.stop.is_set():
-                recopy(self._settings, routes, requested, writer=writer, source=source, stop=self.stop)
+            self._copy(source, writer, is_begun=checkpoint is not None and checkpoint.phase not in ("new", "copying"))
+            if self.stop.is_set():
+                return Outcome.STOPPED, False
+            # Only now: a snapshot takes hours, and whoever waited to alter a table does so once it is copied.
+            routes = self._accept_routes(source, writer)
             if self._until_caught_up and self._until is None:
                 [(lsn,)] = query(source, "SELECT pg_catalog.pg_current_wal_lsn()::text")
                 self._until = Lsn.parse(lsn)
-        if self.stop.is_set():
-            return Outcome.STOPPED, False
-        stream = Stream(self._settings, routes, writer=writer, stop=self.stop, until=self._until)
+        stream = Stream(self._settings, routes, writer=writer, stop=self.stop, until=self._until, settled=self._settled)
         try:
             outcome = stream.run()
         except TransientError as exc:
             exc.advanced = stream.advanced
             raise
-        except SchemaMismatch:
+        except SchemaMismatch as exc:
             # The catalogs may have moved on since the start; with routes planned anew it may fit.
-            if self._fresh_look and not stream.advanced:
-                raise
-            self._fresh_look = True
-            log.warning("a relation differs from its route; planning the routes anew")
+            self._look_again(exc, advanced=stream.advanced)
             return None, stream.advanced
         self._fresh_look = False
         return outcome, stream.advanced
+
+    def _copy(self, source: Connection, writer: Connection, *, is_begun: bool) -> None:
+        """The snapshot, if it is not done; tables that are to be copied again."""
+        settings = self._settings
+        states = load_table_states(writer, settings.source.slot) if is_begun else {}
+        requested = [name for name, known in states.items() if known.state in ("copy_requested", "copying")]
+        if not requested and is_begun:
+            self._reached = True
+            return
+        if is_begun:
+            found = survey(settings, source, writer, states, copy_anew=requested)
+            refuse_faults(found.faults)
+            routes: Sequence[Route] = found.routes
+        else:
+            routes = require_routes(settings, source, writer)
+        self._reached = True
+        metrics.init_tables(str(route) for route in routes)
+        if not is_begun:
+            run_snapshot(settings, routes, writer=writer, source=source, stop=self.stop, truncate=self._truncate)
+        else:
+            recopy(settings, routes, requested, writer=writer, source=source, stop=self.stop)
+
+    def _accept_routes(self, source: Connection, writer: Connection) -> Sequence[Route]:
+        """The routes for the stream, held against what is recorded, and recorded in their turn.
+
+        Raises:
+            SchemaMismatch: a table, source or target, is not what it was, and rows would go wrong.
+        """
+        states = load_table_states(writer, self._settings.source.slot)
+        found = require_survey(self._settings, source, writer, states, closely=True)
+        for drift in found.notes:
+            log.warning("source and target have drifted apart", table=show_table(drift.table), what=drift.message,
+                        remedy=drift.remedy)  # fmt: skip
+        for name in found.newcomers:
+            message, remedy = newcomer_message(name)
+            log.warning(message, remedy=remedy)
+        with translated("target"):
+            accept(self._settings, writer, found)
+        metrics.init_tables(str(route) for route in found.routes)
+        metrics.init_maps(spec.name for spec in self._settings.map_specs)
+        return found.routes
+
+    def _look_again(self, exc: SchemaMismatch, *, advanced: bool) -> None:
+        """Whether routes planned anew may settle it; raises it again where that was tried before."""
+        if exc.doubt is not None and exc.doubt not in self._settled:
+            self._settled.add(exc.doubt)
+        elif self._fresh_look and not advanced:
+            raise exc
+        self._fresh_look = True
+        log.warning("a relation differs from its route; planning the routes anew", reason=exc.message)
 
     def _tell_problem(self, exc: Exception) -> None:
         """Leave the reason for `status`, if the target can still be reached."""

@@ -87,7 +87,8 @@ def _refuse_changed(conn: Connection, tables: Collection[Table]) -> None:
                    SELECT FROM pg_catalog.pg_class l
                    WHERE (l.oid = c.oid OR l.oid IN (SELECT relid FROM pg_catalog.pg_partition_tree(c.oid)))
                      AND l.relkind = 'r' AND l.relfilenode IS DISTINCT FROM pg_catalog.pg_relation_filenode(l.oid)),
-               ARRAY(SELECT a.attname::text FROM pg_catalog.pg_attribute a
+               ARRAY(SELECT pg_catalog.concat_ws(' ', a.attnum, a.atttypid, a.atttypmod, a.attname)
+                     FROM pg_catalog.pg_attribute a
                      WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped ORDER BY a.attnum)
         FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
         WHERE c.oid = ANY (%s::oid[])
@@ -96,7 +97,8 @@ def _refuse_changed(conn: Connection, tables: Collection[Table]) -> None:
     )
     found = {oid: (same_file, (schema, name), tuple(columns)) for oid, schema, name, same_file, columns in rows}
     for table in tables:
-        if found.get(table.oid) != (True, table.name, tuple(column.name for column in table.columns)):
+        columns = tuple(f"{each.attnum} {each.type.oid} {each.typmod} {each.name}" for each in table.columns)
+        if found.get(table.oid) != (True, table.name, columns):
             raise TransientError(f"table {table} was altered on the source while the snapshot was being taken")
 
 

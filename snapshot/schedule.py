@@ -17,6 +17,7 @@ from replicator.logs import get_logger
 from replicator.model.schema import Table, TableName
 from replicator.postgres.connection import Connection
 from replicator.routing.order import dependencies
+from replicator.routing.record import record_of
 from replicator.target import indexes, state
 from snapshot.copy import CopyResult, CopyTask, copy_part, portable
 from snapshot.export import ExportedSnapshot
@@ -121,10 +122,7 @@ class Schedule:
         route = copy.route
         self._tallies[copy.name] = tally = _Tally(parts=len(copy.parts), started=time.monotonic())
         with self._writer.transaction():
-            columns = [column.name for column in route.source.columns]
-            attempt = state.start_table(
-                self._writer, self._slot, copy.name, snapshot.lsn, columns, route.dropped, published
-            )
+            attempt = state.start_table(self._writer, self._slot, copy.name, snapshot.lsn, record_of(route), published)
             if self._settings.snapshot.defer_indexes and copy.rows_estimate >= _DEFER_ROWS:
                 failpoint("before_index_drop", self._writer)
                 _, kept = indexes.defer(self._writer, copy.name)

@@ -26,6 +26,7 @@ FLOORS = {
     "replicator.source": 2,
     "replicator.target": 2,
     "replicator.routes": 2,
+    "replicator.survey": 3,
     "snapshot": 3,
     "replicator.stream": 3,
     "replicator.users": 3,
@@ -44,6 +45,7 @@ FLOORS = {
 # Level arrows between rooms of one floor; any other is refused.
 LEVEL = {
     ("replicator.service", "replicator.cutover"),
+    ("replicator.stream", "replicator.survey"),  # it looks at the catalogs again as it goes
     ("replicator.service", "replicator.verify"),
     ("replicator.service", "replicator.web"),
     ("replicator.service", "replicator.monitor"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import threading
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import Executor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,7 +17,9 @@ from replicator.errors import Refused, StateError
 from replicator.logs import get_logger
 from replicator.model.schema import TableName, show_tables
 from replicator.postgres.connection import Connection, connect, translated
-from replicator.routes import require_routes
+from replicator.routes import refuse_faults, require_routes
+from replicator.routing.route import Route
+from replicator.survey import survey
 from replicator.target import state
 from snapshot.clear import has_rows
 from snapshot.plan import choose
@@ -72,7 +74,7 @@ def preview(settings: Settings, selection: Selection) -> Preview:
         connect(settings.source.dsn, "source", purpose="plan") as source,
         connect(settings.target.dsn, "target", purpose="plan") as target,
     ):
-        routes = require_routes(settings, source, target)
+        routes = _routes(settings, selection, source, target)
         chosen = choose(routes, selection.only, selection.exclude)
         with translated("target"):
             checkpoint = state.load_checkpoint(target, slot) if state.exists(target) else None
@@ -119,7 +121,7 @@ def copy(
             state.lock_writer(writer, slot)
             checkpoint = state.load_checkpoint(writer, slot)
         with connect(settings.source.dsn, "source", purpose="snapshot") as source:
-            routes = require_routes(settings, source, writer)
+            routes = _routes(settings, selection, source, writer)
             work = _choose_work(selection, "new" if checkpoint is None else checkpoint.phase)
             # From here on signals end the work in an orderly way; before, nothing has begun.
             with _where(settings, workers, dask) as (settings, executor), _stopped_by_signals() as stop:
@@ -146,6 +148,21 @@ def _with_workers(settings: Settings, workers: int | None) -> Settings:
     return settings.model_copy(update={"snapshot": settings.snapshot.model_copy(update={"workers": workers})})
 
 
+def _routes(settings: Settings, selection: Selection, source: Connection, target: Connection) -> Sequence[Route]:
+    """The routes of the plan. Once the first snapshot is complete, of tables that are new those alone that are asked
+    for. A table that has drifted apart is no obstacle: to copy it is the remedy.
+    """
+    slot = settings.source.slot
+    with translated("target"):
+        checkpoint = state.load_checkpoint(target, slot) if state.exists(target) else None
+        if checkpoint is None or checkpoint.phase in ("new", "copying"):
+            return require_routes(settings, source, target)
+        states = state.load_table_states(target, slot)
+    found = survey(settings, source, target, states, copy_anew=selection.only or ())
+    refuse_faults(found.faults)
+    return found.routes
+
+
 def _choose_work(selection: Selection, phase: str) -> Callable[..., bool]:
     """Phase one, or tables copied once more beside a stream that does not run now."""
     if selection.only is None or phase in ("new", "copying"):
@@ -161,7 +178,7 @@ def _ask_service(settings: Settings, selection: Selection, conn: Connection) -> 
     if selection.truncate:
         raise Refused("the service is running: --truncate is for a copy that it does not do", hint="stop it first")
     with connect(settings.source.dsn, "source", purpose="plan") as source:
-        choose(require_routes(settings, source, conn), selection.only, selection.exclude)
+        choose(_routes(settings, selection, source, conn), selection.only, selection.exclude)
     checkpoint = state.load_checkpoint(conn, slot)
     if checkpoint is None or checkpoint.phase not in ("catching_up", "streaming"):
         phase = "new" if checkpoint is None else checkpoint.phase

@@ -98,6 +98,8 @@ class Column:
     default: str | None
     generated: bool  # GENERATED ALWAYS AS (…) STORED or VIRTUAL
     identity: str  # "" | "a" always | "d" by default
+    attnum: int = 0  # stays the same whatever the column is called
+    missing: str | None = None  # what rows older than ADD COLUMN … DEFAULT hold (pg_attribute.attmissingval), as text
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,11 +131,19 @@ class Table:
     bytes_estimate: int  # heap + TOAST, partitions summed
     row_security: bool
     owner: str
+    dropped: tuple[int, ...] = ()  # attnums of columns that are no more
+    filenode: int = 0  # of the heap, of all leaves taken together: another one after every rewrite and TRUNCATE
+    leaves: tuple[tuple[int, str], ...] = ()  # partitions that hold rows: (OID, name as shown)
 
     @cached_property
     def by_name(self) -> dict[str, Column]:
         """Columns by name."""
         return {column.name: column for column in self.columns}
+
+    @cached_property
+    def by_attnum(self) -> dict[int, Column]:
+        """Columns by attnum."""
+        return {column.attnum: column for column in self.columns}
 
     @property
     def key(self) -> tuple[str, ...]:

@@ -44,7 +44,8 @@ def load_tables(conn: Connection, names: Iterable[TableName]) -> dict[TableName,
     columns = _load_columns(conn, oids)
     foreign_keys = _load_foreign_keys(conn, oids)
     tables = {}
-    for schema, name, oid, kind, type_oid, array_oid, identity, rls, owner, key, identity_key, count, size in rows:
+    for schema, name, oid, kind, type_oid, array_oid, identity, rls, owner, *more in rows:
+        key, identity_key, count, size, dropped, filenode, leaf_oids, leaf_names = more
         tables[schema, name] = Table(
             name=(schema, name),
             oid=oid,
@@ -60,6 +61,9 @@ def load_tables(conn: Connection, names: Iterable[TableName]) -> dict[TableName,
             bytes_estimate=size,
             row_security=rls,
             owner=owner,
+            dropped=tuple(dropped),
+            filenode=filenode,
+            leaves=tuple(zip(leaf_oids, leaf_names, strict=True)),
         )
     return tables
 
@@ -68,7 +72,7 @@ def _load_columns(conn: Connection, oids: list[int]) -> dict[int, list[Column]]:
     rows = query(conn, read_query("columns"), oids)
     types = load_types(conn, {row[2] for row in rows})
     columns: dict[int, list[Column]] = defaultdict(list)
-    for table_oid, name, type_oid, typmod, type_sql, not_null, default, generated, identity in rows:
+    for table_oid, name, type_oid, typmod, type_sql, not_null, default, generated, identity, attnum, missing in rows:
         columns[table_oid].append(
             Column(
                 name=name,
@@ -79,6 +83,8 @@ def _load_columns(conn: Connection, oids: list[int]) -> dict[int, list[Column]]:
                 default=default,
                 generated=generated,
                 identity=identity,
+                attnum=attnum,
+                missing=missing,
             )
         )
     return columns

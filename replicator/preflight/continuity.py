@@ -14,6 +14,7 @@ from replicator.preflight.check import Check, failed, passed, warned
 from replicator.routing.route import Route
 from replicator.source.publication import Publication, load_publication
 from replicator.source.slot import load_slot
+from replicator.survey import Survey, newcomer_message
 from replicator.target import state
 
 
@@ -28,6 +29,12 @@ class Recorded:
     def is_streaming(self) -> bool:
         """A snapshot began and no cutover has ended it: slot and publication must be there."""
         return self.checkpoint is not None and self.checkpoint.phase not in ("new", "cut_over")
+
+    @property
+    def copied_tables(self) -> Mapping[TableName, state.TableState]:
+        """All tables, once the snapshot is complete; none before."""
+        known = self.checkpoint is not None and self.checkpoint.phase not in ("new", "copying")
+        return self.tables if known else {}
 
 
 def load_recorded(target: Connection, slot: str) -> Recorded:
@@ -165,19 +172,12 @@ def check_same_source(source: Connection, recorded: Recorded) -> Iterator[Check]
         )
 
 
-def check_homes(routes: Sequence[Route], recorded: Recorded) -> Iterator[Check]:
-    """A target column that rows were copied into must still be there: its values would be left out."""
-    for route in routes:
-        copied = recorded.tables.get(route.name)
-        lost = route.lost(copied.columns, copied.homeless) if copied is not None else ()
-        if lost:
-            yield failed(
-                "lost_columns",
-                "target",
-                f"{route}: the target no longer has a column for {', '.join(lost)} of the source",
-                f"add it again, then `replicator snapshot --table {route}`; if it was renamed, name it in the settings",
-                route.name,
-            )
+def check_drift(found: Survey) -> Iterator[Check]:
+    """What has changed on either side since the tables were copied."""
+    for drift in found.drifts:
+        yield (failed if drift.stops else warned)("drift", "both", str(drift), drift.remedy, drift.table)
+    for name in found.newcomers:
+        yield failed("new_tables", "source", *newcomer_message(name), name)
 
 
 def _names(tables: Iterable[TableName]) -> str:

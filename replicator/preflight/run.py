@@ -21,8 +21,8 @@ from replicator.preflight import (
     target_tables,
 )
 from replicator.preflight.check import Check, Where, failed, passed, warned
-from replicator.routes import load_routes
 from replicator.routing.route import Route
+from replicator.survey import survey
 from replicator.target.role import may_be_replica
 
 _OLDEST = 140000
@@ -39,7 +39,7 @@ def run_checks(settings: Settings) -> list[Check]:
         if target is not None:
             recorded = _recorded(target, settings, checks)
         if source is not None and target is not None:
-            routes = _routes(settings, source, target, checks)
+            routes = _survey(settings, source, target, recorded, checks)
         if source is not None:
             checks += _check_source(source, settings, recorded, routes)
         if target is not None:
@@ -87,15 +87,18 @@ def _recorded(target: Connection, settings: Settings, checks: list[Check]) -> co
     return found[0] if found else continuity.Recorded()
 
 
-def _routes(settings: Settings, source: Connection, target: Connection, checks: list[Check]) -> list[Route]:
+def _survey(
+    settings: Settings, source: Connection, target: Connection, recorded: continuity.Recorded, checks: list[Check]
+) -> list[Route]:
     routes: list[Route] = []
 
-    def load() -> Iterator[Check]:
-        found, faults = load_routes(settings, source, target)
-        routes.extend(found)
-        return schemas.check_routes(found, faults)
+    def look() -> Iterator[Check]:
+        found = survey(settings, source, target, recorded.copied_tables, closely=True)
+        routes.extend(found.routes)
+        yield from schemas.check_routes(found.routes, found.faults)
+        yield from continuity.check_drift(found)
 
-    checks += _guarded("routes", "both", load)
+    checks += _guarded("routes", "both", look)
     return routes
 
 
@@ -143,7 +146,6 @@ def _check_target(
         yield from _guarded("triggers", "target", lambda: target_tables.check_triggers(conn, routes, silenced=silenced))
         yield from _guarded("key_index", "target", lambda: target_tables.check_key_indexes(conn, routes))
         yield from _guarded("foreign_keys", "target", lambda: target_tables.check_foreign_keys(routes))
-        yield from _guarded("lost_columns", "target", lambda: continuity.check_homes(routes, recorded))
         yield from _guarded("empty_tables", "target", lambda: target_tables.check_empty(conn, routes, known))
 
 

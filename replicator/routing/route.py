@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -80,15 +80,6 @@ class Route:
         """Target column names in the order of ``columns``."""
         return tuple(column.target.name for column in self.columns)
 
-    def lost(self, known: Collection[str], homeless: Collection[str]) -> tuple[str, ...]:
-        """Source columns that had a home on the target when the table was copied, and have none now.
-
-        Args:
-            known: the source columns at that time.
-            homeless: those of them that had no home even then.
-        """
-        return tuple(name for name in self.dropped if name in known and name not in homeless)
-
     def __str__(self) -> str:
         return show_table(self.name)
 
@@ -155,6 +146,9 @@ def _plan_route(
         for name in source.key
         if name not in used
     ]
+    if not columns and not faults:
+        faults.append(Fault(target.name, "source and target have no column in common",
+                            f"name the sources of its columns in [routes.{target}.columns]"))  # fmt: skip
     dropped = tuple(name for name in available if name not in used)
     return Route(source, target, tuple(columns), dropped, tuple(defaulted)), faults
 
@@ -165,9 +159,10 @@ def _plan_column(
     fault = None
     how = fit(source.type, target.type)
     if how.fault:
+        alter = f"ALTER TABLE {show_table(table.name)} ALTER COLUMN {target.name} TYPE {source.type_sql}"
         fault = Fault(table.name, f"column {target.name}: {how.fault}",
-                      "give both sides types of the same binary format; staged routes are not there yet")  # fmt: skip
-    elif spec is not None and target.type.name not in MAPPABLE_TYPES:
+                      f"give both sides types of the same binary format, by {alter} on the target, say")  # fmt: skip
+    elif spec is not None and (target.type.name not in MAPPABLE_TYPES or how.rewrite is not None):
         fault = Fault(table.name, f"column {target.name}: type {target.type.name} cannot pass through an ID map",
                       f"take it out of [id_maps.{spec.name}]")  # fmt: skip
     elif target.identity == "a" and source.identity != "a" and source.name not in key:

@@ -18,6 +18,7 @@ Rewrite = Callable[[Field], Field]
 
 FIRST_USER_OID = 16384  # FirstNormalObjectId: below, OIDs are the same on every server
 _TEXT_LIKE = frozenset({"text", "character varying", "character"})
+INTEGERS = {"smallint": 2, "integer": 4, "bigint": 8}  # bytes; a narrower one may become a wider one
 # Their binary form is an OID of one server's catalog: it means something else, or nothing, on the other.
 _CATALOG_REFERENCES = frozenset(
     {"regclass", "regtype", "regproc", "regprocedure", "regoper", "regoperator", "regconfig",
@@ -53,7 +54,21 @@ def fit(source: Type, target: Type) -> Fit:
         return _fit_composite(source, target)
     if _same_wire_form(source, target):
         return AS_IS
+    widths = INTEGERS.get(source.name), INTEGERS.get(target.name)
+    if widths[0] is not None and widths[1] is not None and widths[0] < widths[1]:
+        return Fit(rewrite=_widening(widths[1]))
     return Fit(f"{source.name} → {target.name} needs a staged route")
+
+
+def _widening(width: int) -> Rewrite:
+    length = width.to_bytes(4, "big")
+
+    def rewrite(value: Field) -> Field:
+        if value in (NULL, UNCHANGED):
+            return value
+        return length + int.from_bytes(value[4:], "big", signed=True).to_bytes(width, "big", signed=True)
+
+    return rewrite
 
 
 def _same_wire_form(source: Type, target: Type) -> bool:

@@ -242,9 +242,8 @@ class Assembler:
         return None
 
     def _follow(self, batch: Batch, table: RoutedTable, old: Row | None, new: Row | None) -> None:
-        layout = [column.name for column in table.relation.columns]
         for lookup in table.lookups:
-            self._note(batch, lookup.follow(layout, old, new))
+            self._note(batch, lookup.follow(table.layout, old, new))
 
     def _note(self, batch: Batch, changes: list[MapChange]) -> None:
         for change in changes:

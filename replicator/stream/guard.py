@@ -6,10 +6,10 @@ later one. So we look first.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 
 from replicator.config import Settings
-from replicator.errors import NEW_SNAPSHOT, SchemaMismatch, SlotLost, StateError
+from replicator.errors import NEW_SNAPSHOT, SlotLost, StateError
 from replicator.model.schema import TableName
 from replicator.postgres.catalog import server_identity
 from replicator.postgres.connection import Connection, translated
@@ -22,7 +22,7 @@ from replicator.target.state import Checkpoint, TableState
 def guard_start(
     source: Connection,
     settings: Settings,
-    routes: list[Route],
+    routes: Sequence[Route],
     checkpoint: Checkpoint,
     states: Mapping[TableName, TableState],
 ) -> None:
@@ -57,21 +57,3 @@ def guard_start(
         )
     published = {name: state.published for name, state in states.items()}
     require_publication(source, settings.source.publication, routes, published=published)
-
-
-def require_homes(routes: Iterable[Route], states: Mapping[TableName, TableState]) -> None:
-    """Refuse to go on without a target column that a table's rows were copied into: its values would be left out.
-
-    Raises:
-        SchemaMismatch: naming the source column and the remedy.
-    """
-    for route in routes:
-        state = states.get(route.name)
-        lost = route.lost(state.columns, state.homeless) if state is not None else ()
-        if lost:
-            raise SchemaMismatch(
-                f"{route}: the target no longer has a column for {', '.join(lost)} of the source: "
-                "it was dropped or renamed since the table was copied",
-                hint="rename it back, or route it in the settings; or add it again and bring its values back with "
-                f"`replicator snapshot --table {route}`; then start again",
-            )

@@ -7,6 +7,7 @@ import datetime as dt
 import threading
 import time
 from collections import Counter
+from collections.abc import Collection, Hashable, Sequence
 from enum import Enum
 
 import psycopg
@@ -28,7 +29,7 @@ from replicator.routing.route import Route
 from replicator.stream.applier import Applier
 from replicator.stream.assembler import Assembler
 from replicator.stream.batch import Batch
-from replicator.stream.guard import guard_start, require_homes
+from replicator.stream.guard import guard_start
 from replicator.stream.inbox import Inbox
 from replicator.stream.lookup import LookupFollower
 from replicator.stream.quarantine import Quarantine
@@ -60,9 +61,20 @@ class Stream:
     """One run of the stream, from the checkpoint on. ``writer`` holds the writer's lock and becomes the applier's."""
 
     def __init__(
-        self, settings: Settings, routes: list[Route], *, writer: Connection, stop: threading.Event, until: Lsn | None
+        self,
+        settings: Settings,
+        routes: Sequence[Route],
+        *,
+        writer: Connection,
+        stop: threading.Event,
+        until: Lsn | None,
+        settled: Collection[Hashable] = (),
     ) -> None:
-        """``until``: end once this position is committed; ``stop``: end as soon as possible."""
+        """``until``: end once this position is committed; ``stop``: end as soon as possible.
+
+        ``settled``: see `Relations`.
+        """
+        self._settled = settled
         self._settings, self._routes, self._writer, self._stop, self._until = settings, routes, writer, stop, until
         self._slot = settings.source.slot
         self._source: Connection | None = None
@@ -333,14 +345,14 @@ class Stream:
                 follower = LookupFollower(spec, by_source[spec.table], maps)
                 lookups[spec.table] = (*lookups.get(spec.table, ()), follower)
         states = load_table_states(self._writer, self._slot)
-        require_homes(self._routes, states)
         relations = Relations(
             self._routes,
             maps,
             lookups,
             snapshot_lsns={name: state.snapshot_lsn or ZERO for name, state in states.items()},
-            known_columns={name: state.columns for name, state in states.items()},
+            records={name: state.record for name, state in states.items() if state.record is not None},
             ignore_new_columns=self._settings.stream.on_new_column == "ignore",
+            settled=self._settled,
         )
         unmapped = {(name, source_id) for name, source_id in query(
             self._writer, "SELECT DISTINCT map, source_id FROM replicator.unmapped_id")}  # fmt: skip

@@ -11,10 +11,13 @@ from dataclasses import dataclass
 from importlib.resources import files
 from typing import LiteralString, cast
 
+from psycopg.types.json import Jsonb
+
 from replicator.errors import StateError
 from replicator.model.lsn import Lsn
 from replicator.model.schema import TableName
 from replicator.postgres.connection import Connection, query, translated
+from replicator.routing.record import TableRecord
 
 PHASES = ("new", "copying", "catching_up", "streaming", "cutting_over", "cut_over")
 
@@ -47,8 +50,7 @@ class TableState:
     state: str
     attempt: int
     snapshot_lsn: Lsn | None
-    columns: tuple[str, ...]  # of the source, at the snapshot
-    homeless: tuple[str, ...]  # those of them without a home on the target, then
+    record: TableRecord | None
     published: int | None  # OID of its entry in the publication, then
     rows_copied: int
     bytes_copied: int
@@ -206,18 +208,22 @@ def load_table_states(conn: Connection, slot: str) -> dict[TableName, TableState
     rows = query(
         conn,
         """
-        SELECT table_schema, table_name, state, attempt, snapshot_lsn::text, coalesce(columns, '{}'),
-               coalesce(homeless, columns, '{}'), published, rows_copied, bytes_copied, rows_applied,
-               differences
+        SELECT table_schema, table_name, state, attempt, snapshot_lsn::text, record, published, rows_copied,
+               bytes_copied, rows_applied, differences
         FROM replicator.table_state WHERE slot = %s ORDER BY table_schema, table_name
         """,
         slot,
     )
     return {
         (schema, name): TableState(
-            (schema, name), state, attempt, Lsn.parse(lsn) if lsn else None, tuple(columns), tuple(homeless), *rest
+            (schema, name),
+            state,
+            attempt,
+            Lsn.parse(lsn) if lsn else None,
+            TableRecord.from_json(record) if record else None,
+            *rest,
         )
-        for schema, name, state, attempt, lsn, columns, homeless, *rest in rows
+        for schema, name, state, attempt, lsn, record, *rest in rows
     }
 
 
@@ -249,34 +255,50 @@ def start_table(
     slot: str,
     name: TableName,
     snapshot_lsn: Lsn,
-    columns: Iterable[str],
-    homeless: Iterable[str] = (),
+    record: TableRecord,
     published: int | None = None,
 ) -> int:
     """Enter a table as being copied from the snapshot taken at ``snapshot_lsn``; the number of this attempt.
 
     Args:
-        columns: those of the source table.
-        homeless: those of them that the target has no column for.
+        record: both tables as they are copied.
         published: OID of its entry in the publication.
     """
     [(attempt,)] = query(
         conn,
         """
         UPDATE replicator.table_state
-        SET state = 'copying', attempt = attempt + 1, snapshot_lsn = %s::pg_lsn, columns = %s, homeless = %s,
+        SET state = 'copying', attempt = attempt + 1, snapshot_lsn = %s::pg_lsn, record = %s,
             published = %s, rows_copied = 0, bytes_copied = 0, started_at = clock_timestamp(), finished_at = NULL
         WHERE slot = %s AND table_schema = %s AND table_name = %s
         RETURNING attempt
         """,
         str(snapshot_lsn),
-        list(columns),
-        list(homeless),
+        Jsonb(record.to_json()),
         published,
         slot,
         *name,
     )
     return int(attempt)
+
+
+def store_record(conn: Connection, slot: str, name: TableName, record: TableRecord) -> None:
+    """Note that a table was accepted as it is now."""
+    conn.execute(
+        "UPDATE replicator.table_state SET record = %s WHERE slot = %s AND table_schema = %s AND table_name = %s",
+        (Jsonb(record.to_json()), slot, *name),
+    )
+
+
+def rename_table(conn: Connection, slot: str, old: TableName, new: TableName) -> None:
+    """Note that a table of the target is called otherwise now."""
+    conn.execute(
+        """
+        UPDATE replicator.table_state SET table_schema = %s, table_name = %s
+        WHERE slot = %s AND table_schema = %s AND table_name = %s
+        """,
+        (*new, slot, *old),
+    )
 
 
 def finish_table(conn: Connection, slot: str, name: TableName, rows: int, size: int) -> None:

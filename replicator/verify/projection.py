@@ -12,6 +12,7 @@ from psycopg import sql
 
 from replicator.model.schema import Column, Type
 from replicator.routing.route import RouteColumn
+from replicator.routing.wire import INTEGERS
 
 ROW = sql.Identifier("r")  # the alias of the table in every statement of ours
 
@@ -51,6 +52,8 @@ def source_sql(column: RouteColumn) -> sql.Composable:
     if source.name == "character" and target.name in ("text", "character varying") and column.source.typmod > 0:
         # The wire carries the padding; a cast to text would strip it.
         value = sql.SQL("pg_catalog.rpad({}::text, {})").format(value, column.source.typmod - _VARHDRSZ)
+    if (target.element or target).name in INTEGERS and source.name != target.name:
+        return sql.SQL("{}::{}").format(value, type_sql(target.name))
     if column.target.typmod < 0 or (source.name == target.name and column.source.typmod == column.target.typmod):
         return value
     if (target.element or target).name in _ROUNDED:

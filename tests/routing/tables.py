@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 
 from replicator.model.row import Field, field
 from replicator.model.schema import Column, ForeignKey, Table, Type
@@ -45,7 +46,7 @@ def table(
         kind="r",
         type_oid=0,
         type_array_oid=0,
-        columns=tuple(columns),
+        columns=tuple(replace(each, attnum=each.attnum or at) for at, each in enumerate(columns, start=1)),
         primary_key=tuple(key),
         replica_identity=identity,
         identity_index=tuple(index),

@@ -90,14 +90,18 @@ PASSES = {
     "short[] ": ("text[]", ["{a,NULL}"]),
     "moods": ("moods", ["{sad,NULL}", "{}", None]),
     "moods ": ("app.mood[]", ["{sad,NULL}"]),
+    "int  ": ("bigint", ["1", "-2147483648", "2147483647", None]),
+    "smallint ": ("int", ["-32768"]),
+    "smallint  ": ("bigint", ["-1"]),
+    "int[] ": ("bigint[]", ["{1,NULL,-7}", "{{1},{2}}"]),
     "one_pair": ("one_pair", ["(1,a,sad)"]),
     "one_pair[]": ("pair[]", ['{"(1,a,sad)"}']),
 }
 # A cast of char(n) to text drops the blanks; on the wire they are part of the value, and stay.
 EXPECTED = {"char(4)": "convert_from(bpcharsend(s.{0}), 'UTF8')"}
 STAGED = [
-    ("int", "bigint"), ("int", "text"), ("text", "int"), ("timestamp", "timestamptz"), ("json", "jsonb"),
-    ("text", "json"), ("text", "app.mood"), ("int[]", "bigint[]"), ("pair", "other"), ("pair", "renamed"),
+    ("bigint", "int"), ("int", "text"), ("text", "int"), ("timestamp", "timestamptz"), ("json", "jsonb"),
+    ("text", "json"), ("text", "app.mood"), ("bigint[]", "int[]"), ("pair", "other"), ("pair", "renamed"),
     ("aclitem", "aclitem"), ("aclitem[]", "aclitem[]"), ("regclass", "regclass"), ("regtype", "oid"),
     ("real", "float8"),
     ("pair", "text"), ("app.mood[]", "text"), ("bytea", "text"), ("short", "int"), ("holder", "holder"),

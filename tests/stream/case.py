@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import psycopg
+from psycopg.types.json import Jsonb
 
 from replicator import metrics
 from replicator.config import Settings
@@ -17,14 +18,17 @@ from replicator.model.lsn import Lsn
 from replicator.postgres.catalog import server_identity
 from replicator.postgres.connection import connect, query
 from replicator.routes import require_routes
+from replicator.routing.record import record_of
 from replicator.source.messages import emit_fence
 from replicator.source.publication import ensure_publication
 from replicator.stream.run import Outcome, Stream
+from replicator.survey import accept, require_survey
 from replicator.target.state import (
     Checkpoint,
     add_table_states,
     create_checkpoint,
     load_checkpoint,
+    load_table_states,
     migrate,
     set_phase,
 )
@@ -85,9 +89,9 @@ class Case:
             add_table_states(writer, self.slot, [route.name for route in routes])
             for route in routes:
                 self.target.execute(
-                    "UPDATE replicator.table_state SET state = 'copied', snapshot_lsn = %s, columns = %s"
+                    "UPDATE replicator.table_state SET state = 'copied', snapshot_lsn = %s, record = %s"
                     " WHERE (table_schema, table_name) = (%s, %s)",
-                    [lsn, [column.name for column in route.source.columns], *route.name],
+                    [lsn, Jsonb(record_of(route).to_json()), *route.name],
                 )
             set_phase(writer, self.slot, "catching_up")
 
@@ -101,8 +105,10 @@ class Case:
         self._stop = threading.Event()
         self._writer = connect(self.settings.target.dsn, "target", purpose="apply")
         with connect(self.settings.source.dsn, "source", purpose="catalog") as source:
-            routes = require_routes(self.settings, source, self._writer)
-        self.stream = Stream(self.settings, routes, writer=self._writer, stop=self._stop, until=until)
+            states = load_table_states(self._writer, self.slot)
+            found = require_survey(self.settings, source, self._writer, states, closely=True)
+            accept(self.settings, self._writer, found)
+        self.stream = Stream(self.settings, found.routes, writer=self._writer, stop=self._stop, until=until)
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
 

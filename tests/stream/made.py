@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
 from typing import Any
 
 from replicator import pgoutput
@@ -10,6 +10,7 @@ from replicator.model.lsn import ZERO, Lsn
 from replicator.model.row import NULL, Field, Row
 from replicator.model.schema import Table, TableName
 from replicator.routing.idmap import IdMaps, MapSpec
+from replicator.routing.record import TableRecord
 from replicator.routing.route import Route
 from replicator.stream.assembler import Assembler
 from replicator.stream.batch import Batch
@@ -56,13 +57,14 @@ class Wire:
         maps: IdMaps | None = None,
         lookups: Iterable[MapSpec] = (),
         snapshot_lsns: Mapping[TableName, Lsn] | None = None,
-        known_columns: Mapping[TableName, tuple[str, ...]] | None = None,
+        records: Mapping[TableName, TableRecord] | None = None,
         ignore_new: bool = False,
         applied: int = 0,
         part_rows: int = 1000,
         part_bytes: int = 1 << 30,
         unmapped_before: Iterable[tuple[str, str]] = (),
         announce: bool = True,
+        settled: Collection[Hashable] = (),
     ) -> None:
         self.routes = list(routes)
         self.maps = maps or IdMaps()
@@ -72,8 +74,9 @@ class Wire:
             self.maps,
             {spec.table: (LookupFollower(spec, by_source[spec.table], self.maps),) for spec in lookups if spec.table},
             snapshot_lsns=snapshot_lsns or {},
-            known_columns=known_columns or {},
+            records=records or {},
             ignore_new_columns=ignore_new,
+            settled=settled,
         )
         self.assembler = Assembler(
             self.relations,

@@ -25,13 +25,27 @@ SELECT
         WHERE i.indrelid = c.oid AND i.indisreplident AND k.position <= i.indnkeyatts
     ), '{}'),
     leaves.rows,
-    leaves.bytes
+    leaves.bytes,
+    ARRAY(
+        SELECT a.attnum::int FROM pg_catalog.pg_attribute a
+        WHERE a.attrelid = c.oid AND a.attnum > 0 AND a.attisdropped ORDER BY a.attnum
+    ),
+    leaves.filenode,
+    leaves.oids,
+    leaves.names
 FROM pg_catalog.pg_class c
 JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
 CROSS JOIN LATERAL (
     SELECT
         coalesce(sum(greatest(l.reltuples, 0)), 0)::bigint AS rows,
-        coalesce(sum(pg_catalog.pg_table_size(l.oid)), 0)::bigint AS bytes
+        coalesce(sum(pg_catalog.pg_table_size(l.oid)), 0)::bigint AS bytes,
+        coalesce(sum(l.relfilenode::bigint * (l.oid::bigint %% 65521)) %% 9007199254740881, 0)::bigint AS filenode,
+        coalesce(
+            pg_catalog.array_agg(l.oid::bigint ORDER BY l.oid) FILTER (WHERE l.relispartition), '{}'
+        ) AS oids,
+        coalesce(
+            pg_catalog.array_agg(l.relname::text ORDER BY l.oid) FILTER (WHERE l.relispartition), '{}'
+        ) AS names
     FROM pg_catalog.pg_class l
     WHERE l.relkind = 'r'
       AND (l.oid = c.oid OR c.relkind = 'p' AND l.oid IN (SELECT relid FROM pg_catalog.pg_partition_tree(c.oid)))
