@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from replicator.errors import SchemaMismatch
 from replicator.model.row import NULL, UNCHANGED, Row
+from replicator.model.schema import TableName
 from replicator.routing.idmap import IdMaps, MapSpec, to_text
 from replicator.routing.route import Route
 
@@ -112,3 +113,19 @@ class LookupFollower:
     def _text(row: Row, at: int, type_name: str) -> str | None:
         value = row[at]
         return None if value in (NULL, UNCHANGED) else to_text(type_name, value)
+
+
+def followers(
+    specs: Iterable[MapSpec], routes: Iterable[Route], maps: IdMaps
+) -> dict[TableName, tuple[LookupFollower, ...]]:
+    """By source table, who follows its rows.
+
+    Raises:
+        SchemaMismatch: a lookup cannot be followed.
+    """
+    by_source = {route.source.name: route for route in routes}
+    found: dict[TableName, tuple[LookupFollower, ...]] = {}
+    for spec in specs:
+        if spec.table is not None:
+            found[spec.table] = (*found.get(spec.table, ()), LookupFollower(spec, by_source[spec.table], maps))
+    return found

@@ -7,10 +7,11 @@ import re
 import psycopg
 from psycopg import errors
 
-from replicator.errors import RowRejected
+from replicator.errors import ReplicatorError, RowRejected, SchemaMismatch
 from replicator.model.change import Op
 from replicator.model.schema import show_table
-from replicator.postgres.diagnosis import object_at_fault
+from replicator.postgres.connection import translate
+from replicator.postgres.diagnosis import describe, object_at_fault
 from replicator.stream.compose import Step
 
 # The row's fault, whoever wrote it: constraints and types of its table, limits of an index, a trigger that raises.
@@ -79,3 +80,15 @@ def _function(exc: psycopg.Error) -> str:
     """The function that raised it: the one thing that it cannot choose itself."""
     found = _FUNCTION.match(exc.diag.context or "")
     return found[1] if found else ""
+
+
+def explain(exc: psycopg.Error) -> ReplicatorError:
+    """Our error for what the target said to a change that both sides' catalogs allowed at the start."""
+    if isinstance(
+        exc, errors.UndefinedColumn | errors.UndefinedTable | errors.DatatypeMismatch | errors.UndefinedObject
+    ):
+        return SchemaMismatch(
+            f"target: {describe(exc)}",
+            hint="a table of the target has changed: mend it or the settings, then start again",
+        )
+    return translate(exc, "target")

@@ -15,15 +15,14 @@ from psycopg import errors
 
 from replicator import metrics
 from replicator.config import Settings
-from replicator.errors import ReplicatorError, RowRejected, SchemaMismatch, StateError, UnmappedId
+from replicator.errors import RowRejected, StateError, UnmappedId
 from replicator.failpoints import failpoint
 from replicator.logs import get_logger
 from replicator.model.change import Op
 from replicator.model.lsn import ZERO, Lsn
 from replicator.model.schema import TableName, show_table
 from replicator.pgoutput import unix_seconds
-from replicator.postgres.connection import Connection, connect, query, translate, translated
-from replicator.postgres.diagnosis import describe
+from replicator.postgres.connection import Connection, connect, query, translated
 from replicator.routing.idmap import IdMaps, Unmapped
 from replicator.routing.route import Route
 from replicator.stream.applier import Applier
@@ -31,9 +30,10 @@ from replicator.stream.assembler import Assembler
 from replicator.stream.batch import Batch
 from replicator.stream.guard import guard_start
 from replicator.stream.inbox import Inbox
-from replicator.stream.lookup import LookupFollower
+from replicator.stream.lookup import followers
 from replicator.stream.quarantine import Quarantine
 from replicator.stream.receiver import Receiver
+from replicator.stream.refusals import explain
 from replicator.stream.relations import Relations
 from replicator.stream.retry import retry
 from replicator.stream.watchdog import Watchdog
@@ -182,11 +182,11 @@ class Stream:
             except errors.NotNullViolation as exc:
                 if (exc.diag.schema_name, exc.diag.table_name) == ("replicator", "checkpoint"):
                     return Outcome.FINALIZED
-                raise _explain(exc) from exc
+                raise explain(exc) from exc
             except psycopg.Error as exc:
                 if self._stop.is_set():
                     return Outcome.STOPPED
-                raise _explain(exc) from exc
+                raise explain(exc) from exc
             if self._until is not None and self._committed >= self._until:
                 return Outcome.REACHED
 
@@ -338,17 +338,11 @@ class Stream:
     def _load_maps(self) -> tuple[IdMaps, Relations, set[tuple[str, str]]]:
         specs = {spec.name: spec for spec in self._settings.map_specs}
         maps = load_maps(self._writer, specs)
-        by_source = {route.source.name: route for route in self._routes}
-        lookups: dict[TableName, tuple[LookupFollower, ...]] = {}
-        for spec in specs.values():
-            if spec.table is not None:
-                follower = LookupFollower(spec, by_source[spec.table], maps)
-                lookups[spec.table] = (*lookups.get(spec.table, ()), follower)
         states = load_table_states(self._writer, self._slot)
         relations = Relations(
             self._routes,
             maps,
-            lookups,
+            followers(specs.values(), self._routes, maps),
             snapshot_lsns={name: state.snapshot_lsn or ZERO for name, state in states.items()},
             records={name: state.record for name, state in states.items() if state.record is not None},
             ignore_new_columns=self._settings.stream.on_new_column == "ignore",
@@ -395,15 +389,3 @@ class Stream:
             applier.rollback()
         except psycopg.Error:
             log.debug("rollback failed: the connection is gone, and the transaction with it")
-
-
-def _explain(exc: psycopg.Error) -> ReplicatorError:
-    """Our error for what the target said to a change that both sides' catalogs allowed at the start."""
-    if isinstance(
-        exc, errors.UndefinedColumn | errors.UndefinedTable | errors.DatatypeMismatch | errors.UndefinedObject
-    ):
-        return SchemaMismatch(
-            f"target: {describe(exc)}",
-            hint="a table of the target has changed: mend it or the settings, then start again",
-        )
-    return translate(exc, "target")

@@ -70,5 +70,5 @@ def test_a_name_that_would_drive_a_terminal_is_shown_without():
 
 
 def test_a_column_needs_its_table():
-    with pytest.raises(ValueError, match="table.column"):
+    with pytest.raises(ValueError, match=r"table\.column"):
         parse_column_name("id")
