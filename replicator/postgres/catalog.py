@@ -45,7 +45,7 @@ def load_tables(conn: Connection, names: Iterable[TableName]) -> dict[TableName,
     foreign_keys = _load_foreign_keys(conn, oids)
     tables = {}
     for schema, name, oid, kind, type_oid, array_oid, identity, rls, owner, *more in rows:
-        key, identity_key, count, size, dropped, filenode, leaf_oids, leaf_names = more
+        key, identity_key, count, size, dropped, filenode, version, leaf_oids, leaf_names = more
         tables[schema, name] = Table(
             name=(schema, name),
             oid=oid,
@@ -63,6 +63,7 @@ def load_tables(conn: Connection, names: Iterable[TableName]) -> dict[TableName,
             owner=owner,
             dropped=tuple(dropped),
             filenode=filenode,
+            version=version,
             leaves=tuple(zip(leaf_oids, leaf_names, strict=True)),
         )
     return tables

@@ -28,6 +28,8 @@ from replicator.stream.remap import OpenSource, remap, unmap
 from replicator.stream.retry import Group, outcome, settle
 from replicator.target.idmaps import record_unmapped, remove_entries, store_entries
 from replicator.target.statements import register
+from replicator.target.unaltered import UNALTERED
+from replicator.target.unaltered import parameters as unaltered
 
 # From this many rows on a COPY, which costs a round trip of its own, beats INSERT … FROM unnest.
 _COPY_FROM_ROWS = 100
@@ -71,6 +73,7 @@ class Applier:
         self._quarantine = quarantine
         self._curable = _REFUSED if quarantine.takes else _CURABLE
         self._begun = False
+        self._touched: set[TableName] = set()  # in the open transaction
         self._composer = Composer(routes, replica_role=replica_role)
         order = [name for level in levels([route.target for route in routes]) for name in level]
         self._position: dict[TableName, int] = {name: at for at, name in enumerate(order)}
@@ -102,6 +105,7 @@ class Applier:
         if batch.complete:
             self._try_again()
         counts = count_changes(batch.events)
+        self._touched |= {table for _, table in counts}
         counts.subtract(self._quarantine.flush(self._composer.statements))
         self._write_maps(batch)
         return counts
@@ -129,6 +133,8 @@ class Applier:
         try:
             with self._conn.pipeline():
                 self.begin()
+                if self._touched:
+                    self._conn.execute(UNALTERED, unaltered(self._routes, self._touched), prepare=True)
                 cursor = self._conn.execute(checkpoint, parameters, prepare=True)
                 self._conn.execute("COMMIT")
         except REFUSALS as exc:
@@ -139,11 +145,13 @@ class Applier:
             raise refused_by_constraint(exc) from None
         failpoint("after_commit", self._conn)
         self._begun = False
+        self._touched.clear()
         if cursor.rowcount != 1:
             raise StateError("the checkpoint is gone: somebody has removed it while the stream was running")
 
     def attempt(self, events: Sequence[Event]) -> RowRejected | None:
         """Apply these to the open transaction, all or none, deferred constraints included; the refusal, if any."""
+        self._touched |= {event[1].route.name for event in events if isinstance(event, tuple)}
         if len(events) == 1:
             return self._guarded(lambda: self._apply_one(events[0], deletes=has_deletes(events)), check=True)
         for apply in (self._apply_coalesced, self._apply_ordered):
@@ -156,6 +164,7 @@ class Applier:
         """Forget what has been applied since the last commit."""
         if self._begun:
             self._begun = False
+            self._touched.clear()
             self._roll_back("ROLLBACK")
 
     def begin(self) -> None:

@@ -13,6 +13,7 @@ from replicator.model.schema import show_table
 from replicator.postgres.connection import translate
 from replicator.postgres.diagnosis import describe, object_at_fault
 from replicator.stream.compose import Step
+from replicator.target.unaltered import is_alteration
 
 # The row's fault, whoever wrote it: constraints and types of its table, limits of an index, a trigger that raises.
 # A missing table or column, rights, a full disk and the like are nobody's row.
@@ -84,6 +85,11 @@ def _function(exc: psycopg.Error) -> str:
 
 def explain(exc: psycopg.Error) -> ReplicatorError:
     """Our error for what the target said to a change that both sides' catalogs allowed at the start."""
+    if is_alteration(exc):
+        return SchemaMismatch(
+            "target: a table was altered while changes went into it",
+            hint="start again: the routes are planned anew from its catalog",
+        )
     if isinstance(
         exc, errors.UndefinedColumn | errors.UndefinedTable | errors.DatatypeMismatch | errors.UndefinedObject
     ):

@@ -30,6 +30,7 @@ from replicator.stream.assembler import Assembler
 from replicator.stream.batch import Batch
 from replicator.stream.guard import guard_start
 from replicator.stream.inbox import Inbox
+from replicator.stream.lookout import Lookout
 from replicator.stream.lookup import followers
 from replicator.stream.quarantine import Quarantine
 from replicator.stream.receiver import Receiver
@@ -75,6 +76,7 @@ class Stream:
         ``settled``: see `Relations`.
         """
         self._settled = settled
+        self._lookout = Lookout(settings, routes)
         self._settings, self._routes, self._writer, self._stop, self._until = settings, routes, writer, stop, until
         self._slot = settings.source.slot
         self._source: Connection | None = None
@@ -127,6 +129,7 @@ class Stream:
         guard_start(self._open_source(), self._settings, self._routes, self._checkpoint, states)
         with translated("target"):
             self._maps, relations, unmapped = self._load_maps()
+            self._relations = relations
             # Another session's batch may be half done when its server dies under it; ours begins clean.
             replica = may_be_replica(self._writer)
             if replica:
@@ -270,6 +273,9 @@ class Stream:
             add_rows_applied(self._writer, self._slot, self._applied_rows)
         self._store(applier, max(self._pending, self._committed))
         self._applied_rows.clear()
+        if self._lookout.is_due(altered=self._relations.altered):
+            self._relations.altered = False
+            self._lookout.look(self._open_source(), self._writer)
         rows = query(
             self._writer,
             """

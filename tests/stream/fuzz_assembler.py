@@ -17,6 +17,7 @@ from replicator.model.row import NULL, UNCHANGED, Row
 from replicator.model.row import field as wire_field
 from replicator.model.schema import Type
 from replicator.routing.idmap import IdMaps, MapSpec, OnUnmapped
+from replicator.routing.record import record_of
 from replicator.stream.batch import Batch, coalesce
 from tests.routing.tables import INT, TEXT, UUID, column, route, table
 from tests.stream.made import Wire, relation_of
@@ -57,13 +58,13 @@ def _wire(rng: random.Random) -> Wire:
         route(source, _ARRAYS_THERE if source is _ARRAYS else source, maps=specs if source is _MAPPED else ())
         for source in _SOURCES
     ]
-    known = {made.name: tuple(c.name for c in made.source.columns) for made in routes if rng.random() < 0.5}
+    known = {made.name: record_of(made) for made in routes if rng.random() < 0.5}
     return Wire(
         routes,
         maps=IdMaps({"users": {str(_USERS[0]): str(_USERS[1])}, "names": {}}),
         lookups=specs[1:],
         snapshot_lsns={made.name: Lsn(rng.choice((0, 0, 300))) for made in routes},
-        known_columns=known,
+        records=known,
         ignore_new=rng.random() < 0.5,
         applied=rng.choice((0, 0, 150)),
         part_rows=rng.choice((1, 3, 1000)),

@@ -31,6 +31,11 @@ SELECT
         WHERE a.attrelid = c.oid AND a.attnum > 0 AND a.attisdropped ORDER BY a.attnum
     ),
     leaves.filenode,
+    -- as target/unaltered.py has it
+    (
+        SELECT coalesce(sum(a.xmin::text::bigint * a.attnum), 0)::bigint FROM pg_catalog.pg_attribute a
+        WHERE a.attrelid = c.oid AND a.attnum > 0
+    ),
     leaves.oids,
     leaves.names
 FROM pg_catalog.pg_class c
