@@ -133,7 +133,7 @@ class Table:
     owner: str
     dropped: tuple[int, ...] = ()  # attnums of columns that are no more
     filenode: int = 0  # of the heap, of all leaves taken together: another one after every rewrite and TRUNCATE
-    version: int = 0  # of its columns: another one after every ALTER TABLE that concerns them
+    version: int = 0  # of its columns: another one once any has another name, place or type
     leaves: tuple[tuple[int, str], ...] = ()  # partitions that hold rows: (OID, name as shown)
 
     @cached_property

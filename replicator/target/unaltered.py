@@ -24,7 +24,9 @@ UNALTERED: Final[LiteralString] = """
         LEFT JOIN pg_catalog.pg_namespace n ON n.nspname = w.s
         LEFT JOIN pg_catalog.pg_class c ON c.relnamespace = n.oid AND c.relname = w.t
         WHERE c.oid::bigint IS DISTINCT FROM w.oid OR w.version <> (
-            SELECT coalesce(sum(a.xmin::text::bigint * a.attnum), 0)::bigint FROM pg_catalog.pg_attribute a
+            SELECT coalesce(sum(pg_catalog.hashtextextended(
+                pg_catalog.concat(a.attname, ' ', a.atttypid, ' ', a.attisdropped), a.attnum) >> 16), 0)::bigint
+            FROM pg_catalog.pg_attribute a
             WHERE a.attrelid = c.oid AND a.attnum > 0)
     ) THEN %s::text END)::pg_catalog.regclass
 """

@@ -33,7 +33,9 @@ SELECT
     leaves.filenode,
     -- as target/unaltered.py has it
     (
-        SELECT coalesce(sum(a.xmin::text::bigint * a.attnum), 0)::bigint FROM pg_catalog.pg_attribute a
+        SELECT coalesce(sum(pg_catalog.hashtextextended(
+            pg_catalog.concat(a.attname, ' ', a.atttypid, ' ', a.attisdropped), a.attnum) >> 16), 0)::bigint
+        FROM pg_catalog.pg_attribute a
         WHERE a.attrelid = c.oid AND a.attnum > 0
     ),
     leaves.oids,
