@@ -5,9 +5,11 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 ARGS   ?=
+MINUTES ?= 20
+SEED   ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format soak bench constraints clean
+.PHONY: help demo test lint format soak endurance bench constraints clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -29,7 +31,10 @@ format: $(STAMP)  ## rewrite the code as ruff formats it
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-soak: $(STAMP)  ## the tests that take minutes
+soak: $(STAMP)  ## random faults under live writers, both sides compared again and again; MINUTES=20 SEED=…
+	$(BIN)/python -m tests.faults.soak --minutes $(MINUTES) $(if $(SEED),--seed $(SEED)) $(ARGS)
+
+endurance: $(STAMP)  ## the tests that take minutes each: size, memory, many kills, every pair of servers
 	$(BIN)/python -m pytest --soak -m soak $(ARGS)
 
 bench: $(VENV)/.bench-installed $(BIN)/pgcopydb  ## side by side with other ways to move the same rows; ARGS="--quick"
