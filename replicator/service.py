@@ -17,7 +17,7 @@ from replicator.logs import get_logger
 from replicator.model.lsn import Lsn
 from replicator.model.schema import show_table
 from replicator.monitor import Monitor
-from replicator.postgres.connection import Connection, connect, query, translated
+from replicator.postgres.connection import Connection, connect, hang_up, query, translated
 from replicator.routes import refuse_faults, require_routes
 from replicator.routing.route import Route
 from replicator.stream.run import Outcome, Stream
@@ -38,6 +38,9 @@ from snapshot.run import recopy, run_snapshot
 log = get_logger(__name__)
 
 _FIRST_ATTEMPTS = 6  # a server that was never reached is more likely a wrong address than a restart
+# Snapshot and stream end sooner by themselves. This is for what waits on a server before, between and after them.
+_STOP_GRACE_S = 8.0
+_HANG_UP_EVERY_S = 0.25
 _BACKOFF_S = (0.2, 0.5, 1.0, 2.0, 4.0, 8.0, 15.0)
 
 
@@ -85,7 +88,8 @@ class Service:
         web.start()
         monitor.start()
         try:
-            self._run_until_done()
+            with _ends_in_time(self.stop):
+                self._run_until_done()
         except Exception as exc:
             metrics.count_error(exc)
             self._tell_problem(exc)
@@ -100,6 +104,8 @@ class Service:
             try:
                 outcome, advanced = self._attempt()
             except TransientError as exc:
+                if self.stop.is_set():
+                    return
                 failures = 0 if exc.advanced else failures + 1
                 if not self._reached and failures >= _FIRST_ATTEMPTS:
                     raise
@@ -243,6 +249,28 @@ def _spare_the_garbage_collector() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(100_000, 20, 100)
+
+
+@contextmanager
+def _ends_in_time(stop: threading.Event) -> Iterator[None]:
+    """Once ``stop`` is set the block ends soon: connections that then still keep it waiting are cut."""
+    ended = threading.Event()
+
+    def watch() -> None:
+        while not stop.wait(_HANG_UP_EVERY_S):
+            if ended.is_set():
+                return
+        if ended.wait(_STOP_GRACE_S):
+            return
+        log.warning("hanging up: a server does not answer in time for the stop")
+        while not ended.wait(_HANG_UP_EVERY_S):
+            hang_up()
+
+    threading.Thread(target=watch, name="stop", daemon=True).start()
+    try:
+        yield
+    finally:
+        ended.set()
 
 
 @contextmanager

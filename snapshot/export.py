@@ -16,9 +16,9 @@ from replicator.errors import TransientError
 from replicator.logs import get_logger
 from replicator.model.lsn import Lsn
 from replicator.model.schema import Table
-from replicator.postgres.connection import Connection, connect, query, table_identifier, translated
+from replicator.postgres.connection import Connection, connect, query, sever, table_identifier, translated
 from replicator.source.slot import create_slot
-from snapshot.session import begin_reading, sever
+from snapshot.session import begin_reading
 
 _log = get_logger(__name__)
 

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-import os
-import socket
 import threading
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import psycopg
 from psycopg import errors, sql
 
 from replicator.errors import TransientError
-from replicator.postgres.connection import Connection, Side, connect
+from replicator.postgres.connection import Connection, Side, connect, sever
 
 _lock = threading.Lock()
 _open: defaultdict[str, set[Connection]] = defaultdict(set)
@@ -55,15 +52,6 @@ def interrupt(run: str) -> None:
         _ended.add(run)
         for conn in _open[run]:
             sever(conn)
-
-
-def sever(conn: Connection) -> None:
-    """Cut a connection that another thread uses: what it waits for fails. Needs no answer of the server."""
-    with (
-        contextlib.suppress(OSError, psycopg.Error),  # closed already
-        socket.socket(fileno=os.dup(conn.fileno())) as twin,
-    ):
-        twin.shutdown(socket.SHUT_RDWR)
 
 
 def forget(run: str) -> None:

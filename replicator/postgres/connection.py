@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import re
+import socket
 from collections.abc import Iterator
 from typing import Any, Literal, LiteralString
+from weakref import WeakSet
 
 import psycopg
 from psycopg import errors, sql
@@ -16,6 +19,8 @@ from replicator.postgres.diagnosis import WITHHELD_HINT, describe, is_withheld
 
 Side = Literal["source", "target"]
 Connection = psycopg.Connection[tuple[Any, ...]]
+
+_opened: WeakSet[Connection] = WeakSet()  # for `hang_up`
 
 _PINS: dict[str, str] = {
     "client_encoding": "UTF8",
@@ -90,6 +95,7 @@ def connect(dsn: str, side: Side, *, purpose: str, replication: bool = False, au
     with translated(side):
         conninfo = _conninfo(dsn, side, purpose, replication)
         conn = psycopg.connect(conninfo, autocommit=True, prepare_threshold=None)
+        _opened.add(conn)
         try:
             _pin(conn, side, replication)
         except BaseException:
@@ -98,6 +104,21 @@ def connect(dsn: str, side: Side, *, purpose: str, replication: bool = False, au
         if not autocommit:
             conn.autocommit = False
     return conn
+
+
+def sever(conn: Connection) -> None:
+    """Cut a connection that another thread uses: what it waits for fails. Needs no answer of the server."""
+    with (
+        contextlib.suppress(OSError, psycopg.Error),  # closed already
+        socket.socket(fileno=os.dup(conn.fileno())) as twin,
+    ):
+        twin.shutdown(socket.SHUT_RDWR)
+
+
+def hang_up() -> None:
+    """Cut every connection of this process. The servers roll back what was not committed."""
+    for conn in list(_opened):
+        sever(conn)
 
 
 def _conninfo(dsn: str, side: Side, purpose: str, replication: bool) -> str:

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
-import socket
 import threading
 
 import psycopg
 
 from replicator.logs import get_logger
-from replicator.postgres.connection import Connection
+from replicator.postgres.connection import Connection, sever
 
 log = get_logger(__name__)
 
@@ -49,5 +46,4 @@ class Watchdog:
             log.debug("cancel failed: the target does not answer")
         if not self._finished.wait(1.0):
             # It cannot even cancel. Hanging up ends the wait; the server rolls back what was not committed.
-            with contextlib.suppress(OSError, psycopg.Error), socket.socket(fileno=os.dup(self._conn.fileno())) as line:
-                line.shutdown(socket.SHUT_RDWR)
+            sever(self._conn)

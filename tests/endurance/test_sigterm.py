@@ -87,6 +87,22 @@ def test_while_the_applier_waits_for_a_lock(make_plain):
     rig.assert_same("readings")
 
 
+def test_while_a_start_waits_for_a_lock_on_the_state(make_plain):
+    """Before snapshot and stream there are waits too."""
+    rig = make_plain(READINGS)
+    rig.service.start()
+    rig.wait_for_stream()
+    terminate(rig)
+    with psycopg.connect(rig.target_dsn) as blocker:
+        blocker.execute("LOCK TABLE replicator.migration")
+        rig.service.start()
+        rig.wait_until(lambda: rig.ask("target", APPLYING), "the start does not wait for the lock")
+        terminate(rig)
+    rig.service.start()
+    rig.wait_until_drained()
+    rig.assert_same("readings")
+
+
 @pytest.mark.parametrize("side", ["source", "target"])
 def test_while_a_server_hangs(make_plain, side):
     """Connections open, no answer: nothing that waits for one may hold up the stop."""
