@@ -18,18 +18,16 @@ from replicator.model.lsn import Lsn
 from replicator.model.schema import show_table
 from replicator.monitor import Monitor
 from replicator.postgres.connection import Connection, connect, hang_up, query, translated
+from replicator.postgres.session import Peer, Session, end
 from replicator.routes import refuse_faults, require_routes
 from replicator.routing.route import Route
 from replicator.stream.run import Outcome, Stream
 from replicator.survey import accept, newcomer_message, require_survey, survey
 from replicator.target.state import (
-    Session,
-    end_session,
     load_checkpoint,
     load_table_states,
     lock_writer,
     migrate,
-    session_of,
     set_problem,
 )
 from replicator.web import WebServer
@@ -76,7 +74,9 @@ class Service:
         self._until = until
         self._until_caught_up = until_caught_up
         self._reached = False  # whether both servers were ever there
-        self._last_session: Session | None = None
+        # A connection may be lost to us only: then the server still has its end, with locks and the slot.
+        self._last_writer: Peer | None = None
+        self._last_stream: Peer | None = None
         self._settled: set[Hashable] = set()  # doubts about relations that the catalogs have settled
         self._fresh_look = False  # whether the catalogs were just read again because of a mismatch
 
@@ -133,14 +133,14 @@ class Service:
         finally:
             writer.close()
 
-    def _lock(self, writer: Connection) -> bool:
+    def _lock(self, writer: Session) -> bool:
         """Take the writer's lock; False: stopped before.
 
         The server may need a moment to notice that whoever held it is dead: our own last session, which we end, or
         one of a service that was killed.
         """
-        if self._last_session is not None:
-            end_session(writer, self._last_session)
+        if self._last_writer is not None:
+            end(writer, self._last_writer)
         for pause_s in (0.1, 0.2, 0.4, 0.8, 1.6, 3.0):
             try:
                 lock_writer(writer, self._settings.source.slot)
@@ -151,12 +151,15 @@ class Service:
                 break
         else:
             lock_writer(writer, self._settings.source.slot)
-        self._last_session = session_of(writer)
+        self._last_writer = writer.peer
         return True
 
-    def _copy_and_stream(self, writer: Connection) -> tuple[Outcome | None, bool]:
+    def _copy_and_stream(self, writer: Session) -> tuple[Outcome | None, bool]:
         slot = self._settings.source.slot
         with connect(self._settings.source.dsn, "source", purpose="catalog") as source:
+            if self._last_stream is not None:
+                with translated("source"):
+                    end(source, self._last_stream)
             checkpoint = load_checkpoint(writer, slot)
             if checkpoint is not None and checkpoint.phase == "cut_over":
                 return Outcome.FINALIZED, False
@@ -178,6 +181,8 @@ class Service:
             # The catalogs may have moved on since the start; with routes planned anew it may fit.
             self._look_again(exc, advanced=stream.advanced)
             return None, stream.advanced
+        finally:
+            self._last_stream = stream.peer or self._last_stream
         self._fresh_look = False
         return outcome, stream.advanced
 

@@ -30,7 +30,7 @@ from replicator.postgres.connection import Connection, connect, query, translate
 from replicator.routing.idmap import MapSpec
 from replicator.routing.route import Route
 from replicator.source.publication import ensure_publication, require_publication
-from replicator.source.slot import drop_slot, load_slot, slot_exists
+from replicator.source.slot import drop_slot, end_creation, load_slot, slot_exists
 from replicator.target import idmaps, indexes, quarantine, state
 from replicator.target.role import may_be_replica
 from snapshot.clear import empty, refuse_outsiders, refuse_rows, truncate
@@ -171,6 +171,8 @@ class _Job:
         if is_new:
             state.announce_checkpoint(self.writer, self.slot, *identity)
         else:
+            # We hold the writer's lock, so nobody else is creating it.
+            end_creation(self.source, self.slot)
             drop_slot(self.source, self.slot)
         try:
             failpoint("before_slot", self.writer)

@@ -98,8 +98,6 @@ def _session(settings: Settings, side: Side, purpose: str = "cutover") -> Iterat
     dsn = settings.source.dsn if side == "source" else settings.target.dsn
     conn = connect(dsn, side, purpose=purpose)
     try:
-        # Should this host vanish without a word, the servers find out, and let go of our locks.
-        conn.execute("SET tcp_keepalives_idle = 10; SET tcp_keepalives_interval = 5; SET tcp_keepalives_count = 3")
         yield conn
     finally:
         conn.close()

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import os
+import datetime as dt
 import re
-import socket
 from collections.abc import Iterator
-from typing import Any, Literal, LiteralString
+from dataclasses import replace
+from typing import Any, LiteralString
 from weakref import WeakSet
 
 import psycopg
@@ -16,9 +16,12 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from replicator.errors import NEW_SNAPSHOT, ConfigError, ReplicatorError, SlotLost, TransientError
 from replicator.postgres.diagnosis import WITHHELD_HINT, describe, is_withheld
+from replicator.postgres.session import LOOK_TIMEOUT_S, Connection, Peer, Session, Side, sever
 
-Side = Literal["source", "target"]
-Connection = psycopg.Connection[tuple[Any, ...]]
+__all__ = [
+    "Connection", "Side", "Statement", "connect", "hang_up", "query", "sever", "table_identifier", "translate",
+    "translated",
+]  # fmt: skip
 
 _opened: WeakSet[Connection] = WeakSet()  # for `hang_up`
 
@@ -37,6 +40,10 @@ _PINS: dict[str, str] = {
     "idle_session_timeout": "0",
     "default_transaction_read_only": "off",
     "default_transaction_isolation": "read committed",
+    # Should this host vanish without a word, the servers find out, and let go of our locks and of the slot.
+    "tcp_keepalives_idle": "10",
+    "tcp_keepalives_interval": "5",
+    "tcp_keepalives_count": "3",
 }
 _PINS_SINCE: dict[int, dict[str, str]] = {170000: {"transaction_timeout": "0"}}
 _SIDE_PINS: dict[Side, dict[str, str]] = {
@@ -80,7 +87,7 @@ _MISCONFIGURED = (
 )
 
 
-def connect(dsn: str, side: Side, *, purpose: str, replication: bool = False, autocommit: bool = True) -> Connection:
+def connect(dsn: str, side: Side, *, purpose: str, replication: bool = False, autocommit: bool = True) -> Session:
     """Open a pinned session. ``purpose`` shows in ``pg_stat_activity`` as ``replicator PURPOSE``.
 
     Raises:
@@ -94,10 +101,14 @@ def connect(dsn: str, side: Side, *, purpose: str, replication: bool = False, au
         )
     with translated(side):
         conninfo = _conninfo(dsn, side, purpose, replication)
-        conn = psycopg.connect(conninfo, autocommit=True, prepare_threshold=None)
+        conn = Session.connect(conninfo, autocommit=True, prepare_threshold=None)
         _opened.add(conn)
         try:
+            # A look goes to the one host of the DSN's that this session is on.
+            here = make_conninfo(dsn, host=conn.info.host, port=conn.info.port, connect_timeout=LOOK_TIMEOUT_S)
+            conn.peer = Peer(purpose, conn.info.backend_pid, None, _conninfo(here, side, "look", False))
             _pin(conn, side, replication)
+            conn.peer = replace(conn.peer, backend_start=_backend_start(conn))
         except BaseException:
             conn.close()
             raise
@@ -106,19 +117,15 @@ def connect(dsn: str, side: Side, *, purpose: str, replication: bool = False, au
     return conn
 
 
-def sever(conn: Connection) -> None:
-    """Cut a connection that another thread uses: what it waits for fails. Needs no answer of the server."""
-    with (
-        contextlib.suppress(OSError, psycopg.Error),  # closed already
-        socket.socket(fileno=os.dup(conn.fileno())) as twin,
-    ):
-        twin.shutdown(socket.SHUT_RDWR)
-
-
 def hang_up() -> None:
     """Cut every connection of this process. The servers roll back what was not committed."""
     for conn in list(_opened):
         sever(conn)
+
+
+def _backend_start(conn: Connection) -> dt.datetime | None:
+    rows = query(conn, "SELECT backend_start FROM pg_catalog.pg_stat_activity WHERE pid = pg_catalog.pg_backend_pid()")
+    return rows[0][0] if rows else None
 
 
 def _conninfo(dsn: str, side: Side, purpose: str, replication: bool) -> str:

@@ -5,14 +5,13 @@ Below psycopg's ``Copy`` objects on purpose: their per-row generator costs more 
 
 from __future__ import annotations
 
-import select
 from collections.abc import Iterator
 
 from psycopg import errors, pq, sql
 from psycopg.errors import error_from_result
 
 from replicator.model.row import COPY_HEADER, COPY_TRAILER
-from replicator.postgres.connection import Connection
+from replicator.postgres.session import Connection, wait_readable
 
 _CHUNK_BYTES = 1 << 16
 
@@ -20,8 +19,8 @@ _CHUNK_BYTES = 1 << 16
 def copy_out(conn: Connection, statement: sql.Composable) -> Iterator[bytes]:
     """The rows of ``COPY … TO STDOUT (FORMAT binary)``: column count and fields, header and trailer taken off."""
     pgconn = conn.pgconn
-    _start(pgconn, statement.as_bytes(conn), pq.ExecStatus.COPY_OUT)
-    get, socket = pgconn.get_copy_data, pgconn.socket
+    _start(conn, statement.as_bytes(conn), pq.ExecStatus.COPY_OUT)
+    get = pgconn.get_copy_data
     first = True
     while True:
         length, data = get(1)
@@ -33,11 +32,11 @@ def copy_out(conn: Connection, statement: sql.Composable) -> Iterator[bytes]:
             if row and row != COPY_TRAILER:
                 yield row
         elif length == 0:
-            select.select([socket], [], [])
+            wait_readable(conn)
             pgconn.consume_input()
         else:
             break
-    _finish(pgconn)
+    _finish(conn)
 
 
 class CopyIn:
@@ -45,8 +44,8 @@ class CopyIn:
 
     def __init__(self, conn: Connection, statement: sql.Composable) -> None:
         """Starts at once, inside the connection's current transaction."""
-        self._pgconn = conn.pgconn
-        _start(self._pgconn, statement.as_bytes(conn), pq.ExecStatus.COPY_IN)
+        self._conn, self._pgconn = conn, conn.pgconn
+        _start(conn, statement.as_bytes(conn), pq.ExecStatus.COPY_IN)
         self._pgconn.nonblocking = 1
         self._parts: list[bytes] = [COPY_HEADER]
         self._size = 0
@@ -68,53 +67,65 @@ class CopyIn:
         self._parts.append(COPY_TRAILER)
         self._put()
         while self._pgconn.put_copy_end() == 0:
-            _wait_writable(self._pgconn)
+            _wait_writable(self._conn)
         self._flush()
         self._pgconn.nonblocking = 0
-        return _finish(self._pgconn)
+        return _finish(self._conn)
 
     def cancel(self) -> None:
         """Give up: the server discards what it got and fails the statement."""
+        while self._pgconn.put_copy_end(b"cancelled") == 0:
+            _wait_writable(self._conn)
+        _drain(self._conn)
         self._pgconn.nonblocking = 0
-        self._pgconn.put_copy_end(b"cancelled")
-        while self._pgconn.get_result() is not None:
-            pass
 
     def _put(self) -> None:
         data = b"".join(self._parts)
         self._parts, self._size = [], 0
         while self._pgconn.put_copy_data(data) == 0:
-            _wait_writable(self._pgconn)
+            _wait_writable(self._conn)
         self.bytes_written += len(data)
         self._flush()
 
     def _flush(self) -> None:
         while self._pgconn.flush() == 1:
-            _wait_writable(self._pgconn)
+            _wait_writable(self._conn)
 
 
-def _wait_writable(pgconn: pq.abc.PGconn) -> None:
-    readable, _, _ = select.select([pgconn.socket], [pgconn.socket], [])
-    if readable:
-        # The server may be telling why it stopped reading; libpq must take that in, or both sides wait.
-        pgconn.consume_input()
+def run_simple(conn: Connection, statement: bytes) -> None:
+    """Run one statement without a result, below psycopg, which takes note of some.
 
-
-def _start(pgconn: pq.abc.PGconn, statement: bytes, expected: pq.ExecStatus) -> None:
-    pgconn.send_query(statement)
-    _wait_for_result(pgconn)
-    result = pgconn.get_result()
-    if result is None or result.status != expected:
-        if result is None:
-            raise errors.OperationalError("the connection was lost before COPY started")
-        _drain(pgconn)
+    Raises:
+        psycopg.Error: as the server says.
+    """
+    conn.pgconn.send_query(statement)
+    result = _next_result(conn)
+    _drain(conn)
+    if result is None:
+        raise errors.OperationalError("the connection was lost")
+    if result.status != pq.ExecStatus.COMMAND_OK:
         raise error_from_result(result)
 
 
-def _finish(pgconn: pq.abc.PGconn) -> int:
-    _wait_for_result(pgconn)
-    result = pgconn.get_result()
-    _drain(pgconn)
+def _wait_writable(conn: Connection) -> None:
+    if wait_readable(conn, or_writable=True):
+        # The server may be telling why it stopped reading; libpq must take that in, or both sides wait.
+        conn.pgconn.consume_input()
+
+
+def _start(conn: Connection, statement: bytes, expected: pq.ExecStatus) -> None:
+    conn.pgconn.send_query(statement)
+    result = _next_result(conn)
+    if result is None or result.status != expected:
+        if result is None:
+            raise errors.OperationalError("the connection was lost before COPY started")
+        _drain(conn)
+        raise error_from_result(result)
+
+
+def _finish(conn: Connection) -> int:
+    result = _next_result(conn)
+    _drain(conn)
     if result is None:
         raise errors.OperationalError("the connection was lost during COPY")
     if result.status != pq.ExecStatus.COMMAND_OK:
@@ -122,15 +133,17 @@ def _finish(pgconn: pq.abc.PGconn) -> int:
     return int(result.command_tuples or 0)
 
 
-def _wait_for_result(pgconn: pq.abc.PGconn) -> None:
-    """Wait with `select`, so that other threads go on and signals are handled."""
+def _next_result(conn: Connection) -> pq.abc.PGresult | None:
+    """Waits outside of libpq, which would hold the interpreter lock: other threads go on and signals are handled."""
+    pgconn = conn.pgconn
     while pgconn.flush() == 1:
-        _wait_writable(pgconn)
+        _wait_writable(conn)
     while pgconn.is_busy():
-        select.select([pgconn.socket], [], [])
+        wait_readable(conn)
         pgconn.consume_input()
+    return pgconn.get_result()
 
 
-def _drain(pgconn: pq.abc.PGconn) -> None:
-    while pgconn.get_result() is not None:
+def _drain(conn: Connection) -> None:
+    while _next_result(conn) is not None:
         pass

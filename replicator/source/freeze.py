@@ -10,6 +10,7 @@ session may set another.
 from __future__ import annotations
 
 import random
+import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -27,6 +28,10 @@ _SETTING = "default_transaction_read_only"
 _FIRST_ATTEMPT_S = 0.5
 _LONGEST_ATTEMPT_S = 10.0
 _PAUSE_S = (0.1, 0.4)  # writers that queued up behind a failed attempt get through
+# A line can die without either end noticing, and the server would keep the writers out for hours. So it lets go of a
+# lock whose holder has said nothing for so long.
+_LET_GO_AFTER = "30s"
+_SAY_SOMETHING_S = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +59,8 @@ class Freeze:
         self._conn = conn
         self._tables = tables
         self.attempts = 0
+        self._released = threading.Event()
+        self._talking = threading.Lock()
 
     def acquire(self, deadline: float, clock: Callable[[], float] = time.monotonic) -> float:
         """Lock all tables in EXCLUSIVE mode; returns when the attempt that succeeded began (``clock``'s seconds).
@@ -65,9 +72,14 @@ class Freeze:
             TransientError: the connection was lost.
         """
         patience_s = _FIRST_ATTEMPT_S
+        with translated("source"):
+            self._conn.execute(
+                sql.SQL("SET idle_in_transaction_session_timeout = {}").format(sql.Literal(_LET_GO_AFTER))
+            )
         while True:
             began = clock()
             if self._try(min(patience_s, max(deadline - began, 0.05))):
+                threading.Thread(target=self._keep, name="freeze", daemon=True).start()
                 return began
             if clock() >= deadline:
                 raise Refused(
@@ -94,15 +106,21 @@ class Freeze:
                 return False
         return True
 
+    def _keep(self) -> None:
+        while not self._released.wait(_SAY_SOMETHING_S):
+            if not self.is_held():
+                return
+
     def is_held(self) -> bool:
         """Whether the lock has been held without a break since `acquire`: asks the server."""
-        if self._conn.closed or self._conn.info.transaction_status is not pq.TransactionStatus.INTRANS:
-            return False
-        try:
-            self._conn.execute("SELECT 1")
-        except psycopg.Error:
-            return False
-        return True
+        with self._talking:
+            if self._conn.closed or self._conn.info.transaction_status is not pq.TransactionStatus.INTRANS:
+                return False
+            try:
+                self._conn.execute("SELECT 1")
+            except psycopg.Error:
+                return False
+            return True
 
     @property
     def pid(self) -> int:
@@ -111,6 +129,7 @@ class Freeze:
 
     def release(self) -> None:
         """Let the writers go on; safe to repeat, and right also when the connection is broken."""
+        self._released.set()
         self._conn.close()
 
 

@@ -121,6 +121,19 @@ def slot_exists(name: str) -> StateError:
     )
 
 
+def end_creation(conn: Connection, name: str) -> None:
+    """End a session of ours that is still creating the slot, or holds its snapshot, though its client is gone."""
+    with translated("source"):
+        conn.execute(
+            """
+            SELECT pg_catalog.pg_terminate_backend(a.pid)
+            FROM pg_catalog.pg_replication_slots s JOIN pg_catalog.pg_stat_activity a ON a.pid = s.active_pid
+            WHERE s.slot_name = %s AND a.application_name = 'replicator slot' AND a.usename = current_user
+            """,
+            (name,),
+        )
+
+
 def drop_slot(conn: Connection, name: str) -> None:
     """Drop the slot if it exists; waits a few seconds for a session that is letting go of it.
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 
-from psycopg import errors, pq
-from psycopg.errors import error_from_result
+from psycopg import errors
 
 from replicator import metrics
 from replicator.errors import RowRejected, StateError
@@ -15,7 +14,7 @@ from replicator.model.change import Op
 from replicator.model.row import Row
 from replicator.model.schema import TableName
 from replicator.postgres.connection import Connection, Statement, query
-from replicator.postgres.copy import CopyIn
+from replicator.postgres.copy import CopyIn, run_simple
 from replicator.routing.idmap import IdMaps
 from replicator.routing.order import levels
 from replicator.routing.route import Route
@@ -184,9 +183,7 @@ class Applier:
 
         The server keeps them; planning one for a partitioned table anew takes longer than what it does.
         """
-        result = self._conn.pgconn.exec_(statement.encode())
-        if result.status != pq.ExecStatus.COMMAND_OK:
-            raise error_from_result(result)
+        run_simple(self._conn, statement.encode())
 
     def _learn(self, exc: Exception) -> bool:
         """From a unique violation, that rows of this table hand unique values on; False if that was known.

@@ -24,6 +24,7 @@ from replicator.pgoutput import (
     wire_microseconds,
 )
 from replicator.postgres.connection import Connection, translated
+from replicator.postgres.session import Silence, wait_readable
 from replicator.stream.assembler import Assembler
 from replicator.stream.inbox import Inbox
 
@@ -58,6 +59,7 @@ class Receiver:
         self._before_transaction = before_transaction
         self._received = start
         self._next_feedback = 0.0
+        self._silence = Silence(conn)
         self._lost: list[SlotLost] = []
         conn.add_notice_handler(self._heed)
         self._stop = threading.Event()
@@ -95,17 +97,20 @@ class Receiver:
         pgconn = self._conn.pgconn
         # A hot loop: one turn per message, so that names are bound once and nothing is called that need not be.
         get, feed, put, assembler = pgconn.get_copy_data, self._assembler.feed, self._inbox.put, self._assembler
-        stopped, lost = self._stop.is_set, self._lost
+        stopped, lost, silence = self._stop.is_set, self._lost, self._silence
+        talking = False
         now = time.monotonic
         while not stopped():
             if now() >= self._next_feedback:
                 self._send_feedback()
             if self._inbox.is_full and not self._inbox.wait_for_room(FEEDBACK_INTERVAL_S / 4):
+                silence.heard()  # while nobody listens, nobody knows
                 continue
             length, data = get(1)
             if lost:
                 raise lost[0]
             if length > 0:
+                talking = True
                 frame = parse_frame(data)
                 if type(frame) is XLogData:
                     batch = feed(decode(frame.payload), length)
@@ -121,6 +126,12 @@ class Receiver:
                 wait_s = max(0.0, min(self._next_feedback - now(), FEEDBACK_INTERVAL_S))
                 if select.select([pgconn.socket], [], [], min(wait_s, 0.2))[0]:
                     pgconn.consume_input()
+                    talking = True
+                if talking:
+                    silence.heard()
+                    talking = False
+                else:
+                    silence.check()
             else:
                 self._raise_end(pgconn)
         self._send_feedback()
@@ -160,6 +171,8 @@ class Receiver:
             flushed=committed,
             applied=committed,
             clock_us=wire_microseconds(time.time()),
+            # A server that is there answers at once, unless it is busy decoding.
+            reply_requested=self._silence.is_suspicious,
         )
         failpoint("before_feedback")
         pgconn = self._conn.pgconn
@@ -184,7 +197,7 @@ def _start_replication(conn: Connection, slot: str, publication: str, start: Lsn
     pgconn = conn.pgconn
     pgconn.send_query(statement.as_bytes(conn))
     while pgconn.is_busy():
-        select.select([pgconn.socket], [], [])
+        wait_readable(conn)
         pgconn.consume_input()
     result = pgconn.get_result()
     if result is None:

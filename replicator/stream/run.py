@@ -23,6 +23,7 @@ from replicator.model.lsn import ZERO, Lsn
 from replicator.model.schema import TableName, show_table
 from replicator.pgoutput import unix_seconds
 from replicator.postgres.connection import Connection, connect, query, translated
+from replicator.postgres.session import Peer
 from replicator.routing.idmap import IdMaps, Unmapped
 from replicator.routing.route import Route
 from replicator.stream.applier import Applier
@@ -80,6 +81,7 @@ class Stream:
         self._settings, self._routes, self._writer, self._stop, self._until = settings, routes, writer, stop, until
         self._slot = settings.source.slot
         self._source: Connection | None = None
+        self.peer: Peer | None = None  # the server's end of the replication session, once there is one
         self._checkpoint = self._load_checkpoint()
         self._committed = self._checkpoint.applied_lsn
         self._pending = ZERO  # a position without changes, stored with the next tick
@@ -154,6 +156,7 @@ class Stream:
             part_bytes=self._settings.stream.max_batch_bytes,
         )
         replication = connect(self._settings.source.dsn, "source", purpose="stream", replication=True)
+        self.peer = replication.peer
         return applier, Receiver(
             replication,
             slot=self._slot,

@@ -103,27 +103,6 @@ def lock_writer(conn: Connection, slot: str) -> None:
         )
 
 
-Session = tuple[int, dt.datetime]  # backend PID and its start: a PID alone may be somebody else's by now
-
-
-def session_of(conn: Connection) -> Session:
-    """What tells this session from all others of its server."""
-    [(pid, started)] = query(
-        conn,
-        "SELECT pid, backend_start FROM pg_catalog.pg_stat_activity WHERE pid = pg_catalog.pg_backend_pid()",
-    )
-    return pid, started
-
-
-def end_session(conn: Connection, session: Session) -> None:
-    """End an earlier session of ours, if it is still there."""
-    conn.execute(
-        "SELECT pg_catalog.pg_terminate_backend(pid) FROM pg_catalog.pg_stat_activity"
-        " WHERE pid = %s AND backend_start = %s",
-        session,
-    )
-
-
 def writer_is_running(conn: Connection, slot: str) -> bool:
     """Whether some session of this database holds the writer's lock for ``slot``."""
     [(running,)] = query(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import select
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from hashlib import blake2b
@@ -13,6 +12,7 @@ from psycopg.errors import OperationalError, error_from_result
 from replicator.model.row import NULL, Row, field, join, split
 from replicator.postgres.connection import Connection, Side, translated
 from replicator.postgres.copy import copy_out
+from replicator.postgres.session import wait_readable
 from replicator.routing.idmap import IdMaps, OnUnmapped
 from replicator.routing.mapper import Mapper
 from replicator.routing.route import Route, RouteColumn
@@ -106,23 +106,25 @@ def find_rows(conn: Connection, side: Side, statement: sql.Composed, plan: Plan,
             result_format=pq.Format.BINARY,
         )
         pgconn.set_single_row_mode()
-        while (result := _next_result(pgconn)) is not None:
+        while (result := _next_result(conn)) is not None:
             match result.status:
                 case pq.ExecStatus.SINGLE_TUPLE:
                     yield _fields(result)
                 case pq.ExecStatus.TUPLES_OK:
                     pass
                 case _:
-                    while _next_result(pgconn) is not None:
+                    while _next_result(conn) is not None:
                         pass
                     raise error_from_result(result)
 
 
-def _next_result(pgconn: pq.abc.PGconn) -> pq.abc.PGresult | None:
+def _next_result(conn: Connection) -> pq.abc.PGresult | None:
+    pgconn = conn.pgconn
     while pgconn.flush() == 1:
-        select.select([], [pgconn.socket], [])
+        if wait_readable(conn, or_writable=True):
+            pgconn.consume_input()
     while pgconn.is_busy():
-        select.select([pgconn.socket], [], [])
+        wait_readable(conn)
         pgconn.consume_input()
     result = pgconn.get_result()
     if result is None and pgconn.status != pq.ConnStatus.OK:
