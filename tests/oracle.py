@@ -13,6 +13,7 @@ import psycopg
 from psycopg import sql
 
 from replicator.demo.freshtrack import TABLES
+from replicator.model.schema import parse_table_name
 
 Connection = psycopg.Connection[Any]
 
@@ -103,8 +104,7 @@ def assert_valid_foreign_keys(conn: Connection) -> int:
 
 
 def _identifier(table: str) -> sql.Identifier:
-    schema, _, name = table.rpartition(".")
-    return sql.Identifier(schema or "public", name)
+    return sql.Identifier(*parse_table_name(table))
 
 
 def _columns(conn: Connection, table: str) -> list[str]:

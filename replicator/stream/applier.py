@@ -26,6 +26,7 @@ from replicator.stream.relations import RoutedTable
 from replicator.stream.remap import OpenSource, remap, unmap
 from replicator.stream.retry import Group, outcome, settle
 from replicator.target.idmaps import record_unmapped, remove_entries, store_entries
+from replicator.target.rowtypes import make_row_types
 from replicator.target.statements import register
 from replicator.target.unaltered import UNALTERED
 from replicator.target.unaltered import parameters as unaltered
@@ -73,7 +74,8 @@ class Applier:
         self._curable = _REFUSED if quarantine.takes else _CURABLE
         self._begun = False
         self._touched: set[TableName] = set()  # in the open transaction
-        self._composer = Composer(routes, replica_role=replica_role)
+        self._row_types = make_row_types(conn, [route.target for route in routes])
+        self._composer = Composer(routes, replica_role=replica_role, row_types=self._row_types)
         order = [name for level in levels([route.target for route in routes]) for name in level]
         self._position: dict[TableName, int] = {name: at for at, name in enumerate(order)}
         self._handing_on: set[tuple[str, str]] = set()  # tables whose rows pass unique values to each other
@@ -278,7 +280,7 @@ class Applier:
             record_unmapped(self._conn, batch.unmapped)
         if batch.remap:
             self.begin()
-            remap(self._conn, self._routes, self._maps, self._open_source, self._quarantine)
+            remap(self._conn, self._routes, self._maps, self._open_source, self._quarantine, self._row_types)
 
     def _apply_set_wise(self, nets: Coalesced) -> None:
         """Deletes, children first; then per table, parents first, updates and inserts."""

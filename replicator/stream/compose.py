@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from replicator.model.change import Op
 from replicator.model.row import UNCHANGED, Row
+from replicator.model.schema import TableName
 from replicator.routing.route import Route
 from replicator.stream.batch import Event, Net, RowEvent, Truncation
 from replicator.stream.relations import RoutedTable
+from replicator.target.rowtypes import RowType
 from replicator.target.statements import RowArray, TableStatements, truncate
 
 
@@ -27,8 +29,9 @@ class Step:
 class Composer:
     """Makes steps of the net effect of sets, or of single changes in order."""
 
-    def __init__(self, routes: Sequence[Route], *, replica_role: bool) -> None:
+    def __init__(self, routes: Sequence[Route], *, replica_role: bool, row_types: Mapping[TableName, RowType]) -> None:
         """``replica_role``: neither triggers nor foreign keys act on what the steps do."""
+        self._row_types = row_types
         # By table, not by route: a table's shape can change in mid-stream. The cache holds the shapes in use.
         self._statements: dict[RoutedTable, TableStatements] = {}
         self._replica_role = replica_role
@@ -40,7 +43,7 @@ class Composer:
         """What can be done to this table."""
         found = self._statements.get(table)
         if found is None:
-            found = self._statements[table] = TableStatements(table.route)
+            found = self._statements[table] = TableStatements(table.route, self._row_types.get(table.route.name))
         return found
 
     def deletes(self, table: RoutedTable, net: Net) -> list[Step]:

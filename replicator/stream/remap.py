@@ -20,6 +20,7 @@ from replicator.postgres.placeholders import with_placeholders
 from replicator.routing.idmap import IdMaps, MapSpec, OnUnmapped
 from replicator.routing.mapper import Mapper
 from replicator.routing.route import Route
+from replicator.target.rowtypes import RowType
 from replicator.target.statements import TableStatements
 
 MappableType = Literal["uuid", "text", "character varying", "bigint", "integer"]
@@ -78,6 +79,7 @@ def remap(
     maps: IdMaps,
     open_source: OpenSource,
     held: HeldRows,
+    row_types: Mapping[TableName, RowType],
 ) -> int:
     """Map again what was recorded as unmapped and has a target ID now; the number of rows that changed."""
     known = query(
@@ -102,7 +104,8 @@ def remap(
         if spec.on_unmapped is OnUnmapped.NULL:
             if not route.key:
                 continue  # nothing tells which of its NULLs was which ID
-            changed += _fill_nulls(conn, route, column, ids, maps, open_source, held)
+            statements = TableStatements(route, row_types.get(route.name))
+            changed += _fill_nulls(conn, statements, column, ids, maps, open_source, held)
         else:
             changed += _replace(conn, route, column, ids)
             held.replace_ids(table, column, ids)
@@ -128,7 +131,7 @@ def _replace(conn: Connection, route: Route, column: str, ids: dict[str, str]) -
 
 def _fill_nulls(
     conn: Connection,
-    route: Route,
+    statements: TableStatements,
     column: str,
     ids: dict[str, str],
     maps: IdMaps,
@@ -140,9 +143,9 @@ def _fill_nulls(
     The source may be ahead of the stream: a row that is not here yet is not hit, and one that changed since
     gets its column from the change that is still to come.
     """
+    route = statements.route
     at = route.target_columns.index(column)
     mapper = Mapper(route, route.source_columns, maps)
-    statements = TableStatements(route)
     statement = statements.update((at,))
     if statement is None:
         return 0

@@ -1,7 +1,7 @@
 """The SQL that applies changes to one table, and the encoding of rows for it.
 
-Rows travel as one binary array of the target table's own row type: `unnest` turns it back into rows, so every
-statement works for one row or for thousands, needs no temporary table, and keeps one generic plan, which for a
+Rows travel as one binary array of the target table's row type (see `rowtypes`): `unnest` turns it back into rows, so
+every statement works for one row or for thousands, needs no temporary table, and keeps one generic plan, which for a
 function of unknown size is always a nested loop over the key's index.
 
 Source: PostgreSQL, array_recv, record_recv (binary forms).
@@ -21,6 +21,7 @@ from replicator.model.row import NULL, UNCHANGED, Row
 from replicator.postgres.connection import Connection, table_identifier
 from replicator.postgres.placeholders import with_placeholders
 from replicator.routing.route import Route
+from replicator.target.rowtypes import RowType, own_row_type
 
 
 class RowArray(bytes):
@@ -46,16 +47,20 @@ def register(conn: Connection) -> None:
 class TableStatements:
     """What the applier can do to one table. Rows are in the order of ``route.columns``."""
 
-    def __init__(self, route: Route) -> None:
-        """``route`` is sound and read from today's catalog: the row type's columns are encoded by OID."""
+    def __init__(self, route: Route, row_type: RowType | None = None) -> None:
+        """``route`` is sound and read from today's catalog: the row type's columns are encoded by OID.
+
+        ``row_type``: one that was made for this session, where the table's own would not do.
+        """
         self.route = route
+        self._row_type = row_type or own_row_type(route.target)
         self.table = table_identifier(route.target.name)
         self.columns = [column.target.name for column in route.columns]
         self.key = [self.columns[at] for at in route.key]
-        self._rows = self.table + sql.SQL("[]")
+        self._rows = self._row_type.name + sql.SQL("[]")
         self._list = _comma(sql.Identifier(name) for name in self.columns)
-        self._encode_row = _record_encoder(route, range(len(self.columns)))
-        self._encode_key = _record_encoder(route, route.key)
+        self._encode_row = _record_encoder(route, self._row_type, range(len(self.columns)))
+        self._encode_key = _record_encoder(route, self._row_type, route.key)
         self.copy = sql.SQL("COPY {} ({}) FROM STDIN (FORMAT binary)").format(self.table, self._list)
         # Bytes, built once: composing a statement costs more than encoding its row.
         self.insert = with_placeholders(
@@ -91,11 +96,11 @@ class TableStatements:
 
     def rows(self, rows: Sequence[Row]) -> RowArray:
         """Encode whole rows; UNCHANGED becomes NULL, for a statement that does not look at that column."""
-        return _array(self.route.target.type_oid, [self._encode_row(row) for row in rows])
+        return _array(self._row_type.oid, [self._encode_row(row) for row in rows])
 
     def keys(self, keys: Sequence[Row]) -> RowArray:
         """Encode keys: rows in which all other columns are NULL."""
-        return _array(self.route.target.type_oid, [self._encode_key(key) for key in keys])
+        return _array(self._row_type.oid, [self._encode_key(key) for key in keys])
 
     def _update(self, assigned: tuple[int, ...]) -> bytes | None:
         """Set the columns at these positions, where the key did not change. None: there is nothing to set."""
@@ -168,8 +173,15 @@ class TableStatements:
             self.table,
             self._rows,
             _comma(sql.Identifier("c", name) for name in self.columns),
-            _comma(sql.Identifier("s", name) for name in self.columns),
+            _comma(map(self._as_stored, self.columns)),
         )
+
+    def _as_stored(self, name: str) -> sql.Composable:
+        """A field of ``s`` in the column's own type: a domain may have come as its base type."""
+        field, column = sql.Identifier("s", name), self.route.target.by_name[name]
+        if column.type.kind != "d":
+            return field
+        return sql.SQL("{}::{}").format(field, sql.SQL(column.type_sql))
 
 
 def truncate(tables: Sequence[TableStatements], *, restart_identity: bool) -> bytes:
@@ -189,7 +201,7 @@ def _assignments(names: Sequence[str], row: str) -> sql.Composed:
     return _comma(sql.SQL("{} = {}").format(sql.Identifier(name), sql.Identifier(row, name)) for name in names)
 
 
-def _record_encoder(route: Route, positions: Iterable[int]) -> Callable[[Row], bytes]:
+def _record_encoder(route: Route, row_type: RowType, positions: Iterable[int]) -> Callable[[Row], bytes]:
     """Fields at ``positions`` of the route → one array element: a record of all the target's columns.
 
     A bytes template does it in one C call per row; joining a list of OIDs and fields took three times as long.
@@ -198,8 +210,8 @@ def _record_encoder(route: Route, positions: Iterable[int]) -> Callable[[Row], b
     columns = route.target.columns
     template = b"%b" + len(columns).to_bytes(4, "big").replace(b"%", b"%%")
     order = []
-    for column in columns:
-        template += column.type.oid.to_bytes(4, "big").replace(b"%", b"%%")
+    for column, oid in zip(columns, row_type.oids, strict=True):
+        template += oid.to_bytes(4, "big").replace(b"%", b"%%")
         if column.name in filled:
             template += b"%b"
             order.append(filled[column.name])

@@ -39,7 +39,6 @@ def test_values_of_every_kind(make_case):
     case.same("kinds")
 
 
-@pytest.mark.xfail(strict=True, reason="keys and partial rows travel as whole records, whose other columns are NULL")
 def test_a_domain_that_forbids_null(make_case):
     """The other columns of a deleted row's key, and untouched values, are no values of it."""
     case = make_case(
