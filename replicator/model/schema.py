@@ -123,7 +123,7 @@ class Table:
     type_oid: int  # the table's own row type
     type_array_oid: int  # array of its row type
     columns: tuple[Column, ...]
-    primary_key: tuple[str, ...]  # empty if none
+    primary_key: tuple[str, ...]  # empty if none, or if it is deferrable: rows may share its values meanwhile
     replica_identity: str  # pg_class.relreplident: d default, n nothing, f full, i index
     identity_index: tuple[str, ...]  # columns of the REPLICA IDENTITY USING INDEX index, else empty
     foreign_keys: tuple[ForeignKey, ...]

@@ -173,6 +173,9 @@ class Applier:
         if not self._begun:
             self._conn.execute("BEGIN")
             self._begun = True
+            if not self._replica_role:
+                # The source's transaction may have put them off: its changes one by one would break them here.
+                self._conn.execute("SET CONSTRAINTS ALL DEFERRED")
 
     def _undo(self, to_savepoint: bool) -> None:
         if to_savepoint:

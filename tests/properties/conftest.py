@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import psycopg
 import pytest
 
 from tests.conftest import _PAIRS, DatabasePair, no_server
 from tests.pairs import Servers, drop_database
-from tests.properties.world import prepare
+from tests.properties.world import empty, prepare
+from tests.stream.case import Case
 
 _Made = dict[tuple[int, int], DatabasePair]
 
@@ -37,3 +39,20 @@ def pair(request: pytest.FixtureRequest, servers: Servers, property_databases: _
         prepare(made)
         property_databases[majors] = made
     return property_databases[majors]
+
+
+@pytest.fixture
+def make_case(pair: DatabasePair) -> Iterator[Callable[..., Case]]:
+    """``make_case(ddl, …)`` → a `Case` on the pair's databases, emptied first."""
+    made: list[Case] = []
+
+    def make(ddl: str, target_ddl: str | None = None, **options: Any) -> Case:
+        for dsn in (pair.source_dsn, pair.target_dsn):
+            empty(dsn)
+        case = Case(pair, ddl, target_ddl, **options)
+        made.append(case)
+        return case
+
+    yield make
+    for case in made:
+        case.close()

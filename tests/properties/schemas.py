@@ -14,7 +14,7 @@ NAMES = [
     "s", "id", "ü" * 31, "c", "new row", "{}", "$1", ":x", "user", "oid ", "k" * 62 + "%",
 ]  # fmt: skip
 _BY_SQL = {kind.sql: kind for kind in KINDS}
-_PARTITIONABLE = ("int", "text", "bigint", "uuid", "date", "timestamptz", "varchar(12)", "numeric", "ty.mood")
+_PARTITIONABLE = ("int", "text", "bigint", "uuid", "date", "timestamptz", "varchar(12)", "ty.mood")
 
 
 def identifier(name: str) -> str:

@@ -45,7 +45,7 @@ class World(Case):
     def __init__(self, pair: DatabasePair, plan: Plan) -> None:
         self.plan = plan
         for dsn in (pair.source_dsn, pair.target_dsn):
-            _empty(dsn)
+            empty(dsn)
         super().__init__(
             pair,
             plan.schema.ddl(0, pair.source.major),
@@ -156,7 +156,7 @@ def _view(table: Table) -> dict[str, Any]:
     }
 
 
-def _empty(dsn: str) -> None:
+def empty(dsn: str) -> None:
     """Everything but the types."""
     with psycopg.connect(dsn, autocommit=True) as conn:
         conn.execute("""

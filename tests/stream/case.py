@@ -118,6 +118,11 @@ class Case:
         except BaseException as exc:
             self.error = exc
 
+    @property
+    def running(self) -> bool:
+        """Whether it was started, and not stopped since."""
+        return self._thread is not None
+
     def stop(self) -> None:
         """End the stream; its error is in `error`."""
         if self._thread is not None:

@@ -150,6 +150,16 @@ def test_a_narrowed_value_without_a_key_is_found_again(make_case):
     case.same("log", source_columns={"at": "s.at::timestamptz(3)", "n": "s.n::numeric(12,2)"})
 
 
+def test_a_deferrable_key_identifies_no_row(make_case):
+    """Within a transaction two rows may share it: changes by key would reach the wrong one."""
+    case = make_case(
+        "CREATE TABLE t (id int PRIMARY KEY DEFERRABLE, v text); ALTER TABLE t REPLICA IDENTITY FULL;",
+        seed="INSERT INTO t VALUES (1, 'a'), (2, 'b'), (3, 'c');",
+    )
+    case.execute("UPDATE t SET id = id + 1", "DELETE FROM t WHERE id = 3")
+    case.same("t")
+
+
 def test_replica_identity_by_index_and_full_with_a_key(make_case):
     case = make_case(
         "CREATE TABLE tag (name text NOT NULL, kind int NOT NULL, note text, UNIQUE (kind, name));"

@@ -164,6 +164,19 @@ def test_deferred_constraints(make_plain):
     case.same("p", "q")
 
 
+def test_constraints_that_only_the_source_s_transaction_deferred(make_plain):
+    """The changes one by one break them, and a batch of one row has no other way to apply."""
+    case = make_plain(
+        "CREATE TABLE p (id int PRIMARY KEY, place int UNIQUE DEFERRABLE);"
+        "CREATE TABLE q (id int PRIMARY KEY, p int NOT NULL REFERENCES p DEFERRABLE);",
+        seed="INSERT INTO p VALUES (1, 1), (2, 2);",
+        stream={"max_batch_rows": 1},
+    )
+    case.execute("SET CONSTRAINTS ALL DEFERRED", "INSERT INTO q VALUES (1, 9)", "INSERT INTO p VALUES (9, 9)")
+    case.execute("UPDATE p SET place = 3 - place WHERE id < 3")
+    case.same("p", "q")
+
+
 def test_truncate_of_referenced_tables(make_plain):
     case = make_plain(FAMILY, seed=SEED)
     case.execute("TRUNCATE a CASCADE", "INSERT INTO a VALUES (1, 'x')")

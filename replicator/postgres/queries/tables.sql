@@ -15,7 +15,7 @@ SELECT
         FROM pg_catalog.pg_index i
         CROSS JOIN LATERAL unnest(i.indkey::int2[]) WITH ORDINALITY AS k (attnum, position)
         JOIN pg_catalog.pg_attribute a ON a.attrelid = c.oid AND a.attnum = k.attnum
-        WHERE i.indrelid = c.oid AND i.indisprimary AND k.position <= i.indnkeyatts
+        WHERE i.indrelid = c.oid AND i.indisprimary AND i.indimmediate AND k.position <= i.indnkeyatts
     ), '{}'),
     coalesce((
         SELECT pg_catalog.array_agg(a.attname::text ORDER BY k.position)
