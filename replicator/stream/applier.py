@@ -38,6 +38,9 @@ _PIPELINE_STATEMENTS = 200
 # A batch that fails as a set is cut into runs of this length, of which most are good as sets.
 _REPLAY_EVENTS = 200
 
+# Look at deferred constraints now, then defer them again.
+_CHECK = "SET CONSTRAINTS ALL IMMEDIATE; SET CONSTRAINTS ALL DEFERRED;"
+
 _CURABLE = (Miscount, *REFUSALS)
 _REFUSED = (RowRejected, *_CURABLE)  # some refusals are ours, before anything is sent
 
@@ -166,7 +169,7 @@ class Applier:
         if self._begun:
             self._begun = False
             self._touched.clear()
-            self._roll_back("ROLLBACK")
+            self._plainly("ROLLBACK")
 
     def begin(self) -> None:
         """Open a transaction, unless one is open."""
@@ -179,12 +182,12 @@ class Applier:
 
     def _undo(self, to_savepoint: bool) -> None:
         if to_savepoint:
-            self._roll_back("ROLLBACK TO SAVEPOINT batch")
+            self._plainly("ROLLBACK TO SAVEPOINT batch")
         else:
             self.rollback()
 
-    def _roll_back(self, statement: str) -> None:
-        """Below psycopg, which forgets its prepared statements at every ROLLBACK.
+    def _plainly(self, statement: str) -> None:
+        """Below psycopg, which forgets its prepared statements at every ROLLBACK, and takes one statement at a time.
 
         The server keeps them; planning one for a partitioned table anew takes longer than what it does.
         """
@@ -246,7 +249,7 @@ class Applier:
                 try:
                     apply(self._quarantine.divert(run, start))
                     if checked:
-                        self._check_constraints()
+                        self._plainly(_CHECK)
                 except self._curable:
                     self._undo(to_savepoint=True)
                     self._quarantine.rewind()
@@ -263,11 +266,6 @@ class Applier:
             return
         settle(self.attempt, groups)
         self._quarantine.settle(*outcome(groups))
-
-    def _check_constraints(self) -> None:
-        """Look at deferred constraints now, then defer them again."""
-        self._conn.execute("SET CONSTRAINTS ALL IMMEDIATE")
-        self._conn.execute("SET CONSTRAINTS ALL DEFERRED")
 
     def _write_maps(self, batch: Batch) -> None:
         """Store what the batch did to lookups, and the IDs that it could not map."""
@@ -345,20 +343,15 @@ class Applier:
 
     def _guarded(self, action: Callable[[], None], *, check: bool) -> RowRejected | None:
         """Do it in a savepoint; undone, and the refusal, if the target refuses it."""
-        self._conn.execute("SAVEPOINT change")
+        self._plainly("SAVEPOINT change; SET CONSTRAINTS ALL DEFERRED" if check else "SAVEPOINT change")
         try:
-            if check:
-                self._conn.execute("SET CONSTRAINTS ALL DEFERRED")
             action()
-            if check:
-                self._check_constraints()
+            self._plainly(f"{_CHECK if check else ''} RELEASE SAVEPOINT change")
         except _REFUSED as exc:
-            self._roll_back("ROLLBACK TO SAVEPOINT change")
-            self._conn.execute("RELEASE SAVEPOINT change")
+            self._plainly("ROLLBACK TO SAVEPOINT change; RELEASE SAVEPOINT change")
             if isinstance(exc, RowRejected):
                 return exc
             return refused(exc, None) if isinstance(exc, Miscount) else refused_by_constraint(exc)
-        self._conn.execute("RELEASE SAVEPOINT change")
         return None
 
     def _apply_one(self, event: Event, *, deletes: bool) -> None:

@@ -15,7 +15,7 @@ from replicator.model.schema import TableName
 from replicator.postgres.connection import Connection
 from replicator.routing.idmap import IdMaps
 from replicator.routing.route import Route
-from replicator.stream.batch import Event, RowEvent
+from replicator.stream.batch import Event, RowEvent, coalesce
 from replicator.stream.relations import RoutedTable
 from replicator.target import quarantine as store
 from replicator.target.quarantine import Held
@@ -61,9 +61,11 @@ def settle(attempt: Attempt, groups: Sequence[Group]) -> None:
 def _settle_one(attempt: Attempt, group: Group) -> bool:
     """Their net effect; if that is refused too, as many as possible from the first one on. Whether any went in."""
     before, left = group.done, group.left
-    if len(left) > 1 and attempt(left) is None:
-        group.done = len(group.changes)
-        return True
+    if len(left) > 1:
+        deletes = _deletes_alone(left)
+        if attempt(left) is None or (deletes and attempt(deletes) is None):
+            group.done = len(group.changes)
+            return True
     for event in left:
         refusal = attempt([event])
         if refusal is not None:
@@ -71,6 +73,15 @@ def _settle_one(attempt: Attempt, group: Group) -> bool:
             break
         group.done += 1
     return group.done > before
+
+
+def _deletes_alone(events: Sequence[RowEvent]) -> list[RowEvent]:
+    """The changes, where they amount to nothing but deletes: a cascade of the target's may have done those already."""
+    segments = coalesce(events)
+    if len(segments) != 1 or not isinstance(segments[0], dict):
+        return []
+    [(table, net)] = segments[0].items()
+    return [] if net.inserts or net.updates else [(Op.DELETE, table, key, None) for key in net.deletes]
 
 
 def outcome(groups: Iterable[Group]) -> tuple[list[int], dict[int, str | None]]:
