@@ -166,7 +166,10 @@ def show_quarantine(changes: Sequence[Listed]) -> None:
     table = grid("ID", "table", "key", "change", "why", "LSN", "since", "attempts", right=("ID", "attempts"))
     for each in changes:
         key = "cannot be read" if each.key is None else ", ".join(f"{name} {value}" for name, value in each.key.items())
-        why = each.error or ("" if each.waiting_behind is None else f"waits behind {each.waiting_behind}")
+        behind = (
+            "waited behind one that is gone" if each.waiting_behind is None else f"waits behind {each.waiting_behind}"
+        )
+        why = each.error or behind
         since = f"{each.since:%Y-%m-%d %H:%M:%S}"
         table.add_row(str(each.id), Text(each.table), Text(key), each.op, Text(why), each.lsn, since,
                       str(each.attempts))  # fmt: skip

@@ -137,6 +137,8 @@ class Quarantine:
 
     def chances(self) -> list[list[Waiting]]:
         """What this batch has set aside and could still go in, now that the rest has, by row: nothing older waits."""
+        if not self._aside.waiting:
+            return []
         old = {(table, key) for table, held in self._before.items() for key in held.rows}
         waiting = self._aside.waiting
         keys = [(change.event[1].route.name, self._keys_of(change.event)) for change in waiting]
@@ -306,9 +308,9 @@ class Quarantine:
         held = self._aside.keys.get(table.route.name)
         if held is not None and held.columns != self._columns_of(table):
             raise SchemaMismatch(
-                f"{table}: its key has changed while changes of it wait in quarantine",
-                hint=f"`replicator quarantine drop --table {table}`, or copy it anew: `replicator snapshot --table "
-                f"{table}`; then start again",
+                f"{table}: what tells its rows apart has changed while changes of it wait in quarantine",
+                hint="mend the target and `replicator quarantine retry`, or copy the table anew: "
+                f"`replicator snapshot --table {table}`; then start again",
             )
         keys = set() if old is None else {old}
         if new is not None:

@@ -53,6 +53,7 @@ class Replication:
     stack: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
     after: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)  # what ends a fault
     service: subprocess.Popen[str] | None = None
+    quarantine: bool = False  # whether refused rows are set aside
 
     def start_service(self) -> None:
         self.service = self.stack.enter_context(running("run", cwd=self.directory, **self.variables))
@@ -73,6 +74,7 @@ class Replication:
             "REPLICATOR_TARGET__DSN": self.settings.target.dsn,
             "REPLICATOR_SOURCE__SLOT": self.settings.source.slot,
             "REPLICATOR_METRICS__LISTEN": "",
+            "REPLICATOR_STREAM__ON_REJECTED_ROW": "quarantine" if self.quarantine else "stop",
         }
 
     def phase(self) -> str:

@@ -427,3 +427,23 @@ def test_statements_that_wait_for_the_frozen_tables_do_not_stop_the_comparison(r
     assert report.finalized
     assert any("TRUNCATE" in warning for warning in report.warnings)
     replication.assert_same()
+
+
+def test_a_row_that_the_target_refuses_while_it_drains_undoes_the_cutover(replication: Replication):
+    """The gates have found the quarantine empty; what is set aside behind them must not be handed over."""
+    replication.stop_service()
+    replication.quarantine = True
+    replication.start_service()
+    replication.target.execute("ALTER TABLE orders ADD CONSTRAINT short CHECK (length(note) < 20)")
+    late = "late, and too long for the target"
+    with pytest.raises(CutoverRefused, match="1 changes that the target refused") as refusal:
+        replication.cutover(verify="none", progress=at("freeze", "running", lambda: replication.write(late)))
+    assert {each.step.value: each.state.value for each in refusal.value.report.steps}["drain"] == "failed"
+    replication.assert_open("still open")
+    dry = replication.cutover(dry_run=True)
+    assert [gate.name for gate in dry.gates if gate.state == "fail"] == ["quarantine"]
+    replication.target.execute("ALTER TABLE orders DROP CONSTRAINT short")
+    done = replicator("quarantine", "retry", cwd=replication.directory, **replication.variables)
+    assert done.returncode == 0, done.stderr
+    assert replication.cutover().outcome == "finalized"
+    replication.assert_same()

@@ -63,6 +63,22 @@ def test_a_table_is_copied_again_under_its_own_lsn(case):
     assert case.value("source", "SELECT count(*) FROM pg_replication_slots WHERE database = current_database()") == 1
 
 
+def test_what_waits_in_quarantine_of_a_table_that_is_copied_again_is_moot(case):
+    """But not what was committed behind its snapshot, nor what waits of other tables."""
+    assert case.run()
+    lsn = case.value("source", "SELECT pg_current_wal_lsn()::text")
+    for table, at in (("person", "0/1"), ("person", lsn), ("person", "FFFF/0"), ("note", "0/1")):
+        case.execute(
+            "target",
+            "INSERT INTO replicator.quarantine (slot, table_schema, table_name, op, columns, types, key_columns, lsn)"
+            " VALUES (%s, 'public', %s, 'delete', '{}', '{}', '{}', %s)", case.slot, table, at,
+        )  # fmt: skip
+    case.execute("source", "INSERT INTO person VALUES (21)")
+    assert case.recopy(["person"])
+    left = case.execute("target", "SELECT table_name, lsn::text FROM replicator.quarantine ORDER BY id")
+    assert left == [("person", "FFFF/0"), ("note", "0/1")]
+
+
 def test_a_big_table_is_copied_again_with_its_indexes_deferred_and_back(case):
     assert case.run()
     indexes = case.indexes()

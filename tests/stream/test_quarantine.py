@@ -537,3 +537,55 @@ def test_columns_added_meanwhile_keep_their_default(make_tolerant):
     assert retry(case) == 0
     case.same("t")
     assert_same_rows(case.source, case.target, "t")
+
+
+def test_a_key_that_the_target_cannot_even_read(make_tolerant):
+    """A label that its enum does not have: there is nothing to show, but the change is kept whole."""
+    ddl = "CREATE TYPE mood AS ENUM ('sad'{}); CREATE TABLE t (id mood PRIMARY KEY, v int);"
+    case = make_tolerant(ddl.format(", 'glad'"), ddl.format(""))
+    case.execute("INSERT INTO t VALUES ('sad', 1), ('glad', 2)")
+    case.execute("UPDATE t SET v = v + 1")
+    case.drain()
+    found = quarantine.listed(case.target, case.slot)
+    assert [(each.op, each.key) for each in found] == [("insert", None), ("update", None)]
+    assert found[0].error == "InvalidTextRepresentation 22P02"
+    case.target.execute("ALTER TYPE mood ADD VALUE 'glad'")
+    assert retry(case) == 0
+    case.same("t")
+
+
+def test_rows_told_apart_by_other_columns_than_those_that_wait(make_tolerant):
+    """Without a key the whole row is what later changes name, and it has a column more: no telling which waits."""
+    ddl = "CREATE TABLE t (a int, b int); ALTER TABLE t REPLICA IDENTITY FULL;"
+    case = make_tolerant(ddl, ddl + "ALTER TABLE t ADD CONSTRAINT low CHECK (a < 100);")
+    case.execute("INSERT INTO t VALUES (100, 1), (1, 1)")
+    case.drain()
+    case.stop()
+    for side in (case.target, case.source):
+        side.execute("ALTER TABLE t ADD c int")
+    case.execute("UPDATE t SET b = 2")
+    error = case.fails(SchemaMismatch)
+    assert "quarantine retry" in error.hint
+    case.target.execute("ALTER TABLE t DROP CONSTRAINT low")
+    assert retry(case) == 0
+    case.same("t")
+
+
+def test_a_child_that_a_cascade_of_the_target_took_with_its_parent(make_plain):
+    """Its own DELETE waits behind a refused change; in the end there is nothing left to delete, and that is right."""
+    ddl = """
+        CREATE TABLE p (id int PRIMARY KEY);
+        CREATE TABLE c (id int PRIMARY KEY, p int REFERENCES p ON DELETE CASCADE, v int);
+    """
+    case = make_plain(
+        ddl,
+        ddl + "ALTER TABLE c ADD CHECK (v < 100);",
+        seed="INSERT INTO p VALUES (1); INSERT INTO c VALUES (1, 1, 1);",
+    )
+    case.execute("UPDATE c SET v = 100")
+    case.drain()
+    case.execute("DELETE FROM p")
+    case.drain()
+    assert [each[0] for each in held(case)] == ["update", "delete"]
+    assert retry(case) == 0
+    case.same("p", "c")

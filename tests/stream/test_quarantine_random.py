@@ -29,11 +29,11 @@ ALTER TABLE t DROP CONSTRAINT low; ALTER TABLE k DROP CONSTRAINT low; DELETE FRO
 _NUMBER = itertools.count(1)
 _TOKEN = secrets.token_hex(3)
 
-KEY = st.integers(1, 5)
+KEY = st.integers(1, 4)
 VALUE = st.integers(0, 7)  # from 5 on the target refuses it
 BIG = st.sampled_from(["NULL", "repeat('x', 4000)", "repeat('y', 5000)"])
 CHANGE = st.one_of(
-    st.builds("INSERT INTO t SELECT {0}, {1}, {0}, {2} WHERE NOT EXISTS (SELECT FROM t WHERE id = {0} OR u = {0})".format,
+    st.builds("INSERT INTO t SELECT {0}, {1}, {0}, {2} WHERE NOT EXISTS (SELECT FROM t WHERE {0} IN (id, u))".format,
               KEY, VALUE, BIG),
     st.builds("UPDATE t SET v = {1} WHERE id = {0}".format, KEY, VALUE),
     st.builds("UPDATE t SET v = v + 1".format),
@@ -46,11 +46,15 @@ CHANGE = st.one_of(
     st.builds("INSERT INTO k VALUES ({0}, {1})".format, VALUE, KEY),
     st.builds("UPDATE k SET a = {0} WHERE ctid = (SELECT min(ctid) FROM k WHERE b = {1})".format, VALUE, KEY),
     st.builds("DELETE FROM k WHERE ctid = (SELECT min(ctid) FROM k WHERE b = {0})".format, KEY),
-    st.sampled_from(["TRUNCATE t, c", "TRUNCATE k"]),
 )  # fmt: skip
-TRANSACTIONS = st.lists(st.lists(CHANGE, min_size=1, max_size=5), min_size=1, max_size=12)
+TRANSACTIONS = st.lists(st.lists(CHANGE, min_size=1, max_size=4), min_size=3, max_size=12)
 # What happens between two transactions: nothing, time enough for a batch of their own, a restart, a retry too early.
-BETWEEN = st.sampled_from(["", "", "", "drain", "restart", "retry"])
+BETWEEN = st.sampled_from(["", "", "", "drain", "drain", "drain", "restart", "retry"])
+TRUNCATE = st.none() | st.tuples(st.integers(0, 11), st.sampled_from(["TRUNCATE t, c", "TRUNCATE k"]))
+SEED = """
+INSERT INTO t SELECT i, 1, i, repeat('z', 4000) FROM generate_series(1, 3) i;
+INSERT INTO c VALUES (1, 1); INSERT INTO k SELECT 1, i FROM generate_series(1, 4) i;
+"""
 
 
 def retry(case) -> int:
@@ -68,14 +72,16 @@ def test_after_mending_and_a_retry_both_sides_are_equal(make_case, plain):
     case.drain()
 
     @settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
-    @given(transactions=TRANSACTIONS, between=st.lists(BETWEEN, min_size=12, max_size=12), taken=KEY)
-    def run(transactions, between, taken):
-        case.execute("TRUNCATE t, c, k")
+    @given(transactions=TRANSACTIONS, between=st.lists(BETWEEN, min_size=12, max_size=12), truncate=TRUNCATE)
+    def run(transactions, between, truncate):
+        case.execute("TRUNCATE t, c, k", SEED)
         case.drain()
         case.target.execute(REFUSE)
         # A row of the target's own that has a unique value; it refers to nothing that the source knows.
-        case.target.execute("INSERT INTO t (id, u) VALUES (900, %s)", [taken])
-        for statements, pause in zip(transactions, between, strict=False):
+        case.target.execute("INSERT INTO t (id, u) VALUES (900, 4)")
+        if truncate is not None:
+            transactions[truncate[0] : truncate[0]] = [[truncate[1]]]
+        for statements, pause in zip(transactions, itertools.cycle(between), strict=False):
             if pause == "restart":
                 case.stop()
                 case.start()
