@@ -160,8 +160,9 @@ def test_a_service_that_streams_is_healthy_and_its_status_complete(case):
     [
         ("UPDATE replicator.checkpoint SET problem = 'a row of t is refused'", "a row of t is refused"),
         (
-            "INSERT INTO replicator.quarantine (slot, table_schema, table_name, op, columns, types, key_columns, lsn)"
-            " SELECT slot, 'public', 't', 'delete', '{}', '{}', '{}', '0/1' FROM replicator.checkpoint",
+            "INSERT INTO replicator.quarantine"
+            " (slot, table_schema, table_name, op, columns, attnums, types, key_columns, lsn)"
+            " SELECT slot, 'public', 't', 'delete', '{}', '{}', '{}', '{}', '0/1' FROM replicator.checkpoint",
             "1 changes are in quarantine",
         ),
         ("UPDATE replicator.checkpoint SET database = 'another'", "another server or database"),

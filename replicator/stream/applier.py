@@ -158,11 +158,11 @@ class Applier:
         self._touched |= {event[1].route.name for event in events if isinstance(event, tuple)}
         if len(events) == 1:
             return self._guarded(lambda: self._apply_one(events[0], deletes=has_deletes(events)), check=True)
-        for apply in (self._apply_coalesced, self._apply_ordered):
-            refusal = self._guarded(lambda run=apply: run(events), check=True)  # type: ignore[misc]
-            if refusal is None:
-                return None
-        return refusal
+        tables = {event[1] for event in events if isinstance(event, tuple)}
+        of_one_shape = len(tables) == len({table.route.name for table in tables})  # a set knows no other
+        if of_one_shape and self._guarded(lambda: self._apply_coalesced(events), check=True) is None:
+            return None
+        return self._guarded(lambda: self._apply_ordered(events), check=True)
 
     def rollback(self) -> None:
         """Forget what has been applied since the last commit."""

@@ -333,6 +333,7 @@ class Quarantine:
             table=table.route.name,
             op=op,
             columns=tuple(column.target.name for column in columns),
+            attnums=tuple(column.target.attnum for column in columns),
             types=tuple(column.target.type.name for column in columns),
             key_columns=self._columns_of(table),
             old=old,

@@ -78,7 +78,7 @@ def _settle_one(attempt: Attempt, group: Group) -> bool:
 def _deletes_alone(events: Sequence[RowEvent]) -> list[RowEvent]:
     """The changes, where they amount to nothing but deletes: a cascade of the target's may have done those already."""
     segments = coalesce(events)
-    if len(segments) != 1 or not isinstance(segments[0], dict):
+    if len(segments) != 1 or not isinstance(segments[0], dict) or len(segments[0]) != 1:
         return []
     [(table, net)] = segments[0].items()
     return [] if net.inserts or net.updates else [(Op.DELETE, table, key, None) for key in net.deletes]
@@ -138,13 +138,12 @@ class _Tables:
         route = self._routes.get(change.table)
         if route is None:
             return "the table is not replicated any more"
-        types = {column.target.name: column.target.type.name for column in route.columns}
-        for name, known in zip(change.columns, change.types, strict=True):
-            now = types.get(name)
-            if now is None:
-                return f"the route no longer has column {name}"
+        columns = {column.target.name: column.target for column in route.columns}
+        for name, attnum, known in zip(change.columns, change.attnums, change.types, strict=True):
+            if name not in columns or columns[name].attnum != attnum:
+                return f"column {name} of that time was dropped or renamed, or has no source any more"
             # Other types would read the value's bytes as something else.
-            if now != known and not {now, known} <= _TEXTS:
+            if columns[name].type.name != known and not {columns[name].type.name, known} <= _TEXTS:
                 return f"column {name} has another type now"
         key = tuple(route.target_columns[at] for at in route.key) or change.columns
         return None if key == change.key_columns else "the table's key has changed"

@@ -28,12 +28,14 @@ _SHOWN_CHARACTERS = 200  # of each key value
 class Held:
     """One change that waits. ``id`` 0: not stored yet.
 
-    ``old`` has a field per column of ``key_columns``, ``new`` one per column of ``columns``; ``types`` are theirs.
+    ``old`` has a field per column of ``key_columns``, ``new`` one per column of ``columns``; ``attnums`` and ``types``
+    are theirs.
     """
 
     table: TableName  # of the target
     op: Op
     columns: tuple[str, ...]
+    attnums: tuple[int, ...]
     types: tuple[str, ...]
     key_columns: tuple[str, ...]
     old: Row | None
@@ -89,7 +91,8 @@ def count(conn: Connection, slot: str) -> int:
 
 
 _SELECT = """
-    SELECT table_schema, table_name, op, columns, types, key_columns, old_row, new_row, lsn::text, error, id
+    SELECT table_schema, table_name, op, columns, attnums, types, key_columns, old_row, new_row,
+           lsn::text, error, id
     FROM replicator.quarantine WHERE slot = %s
 """
 
@@ -106,11 +109,12 @@ def load(conn: Connection, slot: str, tables: Collection[TableName] | None = Non
 
 
 def _held(row: tuple[object, ...]) -> Held:
-    schema, name, op, columns, types, key_columns, old, new, lsn, error, number = row
-    assert isinstance(columns, list) and isinstance(types, list) and isinstance(key_columns, list)
+    schema, name, op, columns, attnums, types, key_columns, old, new, lsn, error, number = row
+    assert isinstance(columns, list) and isinstance(attnums, list)
+    assert isinstance(types, list) and isinstance(key_columns, list)
     assert isinstance(number, int) and (error is None or isinstance(error, str))
     return Held(
-        (str(schema), str(name)), Op(op), tuple(columns), tuple(types), tuple(key_columns),
+        (str(schema), str(name)), Op(op), tuple(columns), tuple(attnums), tuple(types), tuple(key_columns),
         _unpack(old), _unpack(new), Lsn.parse(str(lsn)), error, number,
     )  # fmt: skip
 
@@ -122,13 +126,14 @@ def store(
     shown = _show_keys(conn, changes, statements)
     conn.cursor().executemany(
         """
-        INSERT INTO replicator.quarantine (slot, table_schema, table_name, op, columns, types, key_columns, old_row,
-                                           new_row, key, error, lsn, attempts)
-        VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s::pg_lsn, %s)
+        INSERT INTO replicator.quarantine (slot, table_schema, table_name, op, columns, attnums, types, key_columns,
+                                           old_row, new_row, key, error, lsn, attempts)
+        VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s::pg_lsn, %s)
         """,
         [
-            (slot, *change.table, change.op.value, list(change.columns), list(change.types), list(change.key_columns),
-             _pack(change.old), _pack(change.new), key, change.error, str(change.lsn), int(change.error is not None))
+            (slot, *change.table, change.op.value, list(change.columns), list(change.attnums), list(change.types),
+             list(change.key_columns), _pack(change.old), _pack(change.new), key, change.error, str(change.lsn),
+             int(change.error is not None))
             for change, key in zip(changes, shown, strict=True)
         ],
     )  # fmt: skip

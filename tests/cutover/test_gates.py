@@ -29,8 +29,9 @@ FAULTS = [
     ),
     (
         "target",
-        "INSERT INTO replicator.quarantine (slot, table_schema, table_name, op, columns, types, key_columns, lsn)"
-        " SELECT slot, 'public', 'orders', 'delete', '{}', '{}', '{}', '0/1' FROM replicator.checkpoint",
+        "INSERT INTO replicator.quarantine"
+        " (slot, table_schema, table_name, op, columns, attnums, types, key_columns, lsn)"
+        " SELECT slot, 'public', 'orders', 'delete', '{}', '{}', '{}', '{}', '0/1' FROM replicator.checkpoint",
         "quarantine",
         "1 changes",
     ),

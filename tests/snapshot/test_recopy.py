@@ -70,8 +70,9 @@ def test_what_waits_in_quarantine_of_a_table_that_is_copied_again_is_moot(case):
     for table, at in (("person", "0/1"), ("person", lsn), ("person", "FFFF/0"), ("note", "0/1")):
         case.execute(
             "target",
-            "INSERT INTO replicator.quarantine (slot, table_schema, table_name, op, columns, types, key_columns, lsn)"
-            " VALUES (%s, 'public', %s, 'delete', '{}', '{}', '{}', %s)", case.slot, table, at,
+            "INSERT INTO replicator.quarantine"
+            " (slot, table_schema, table_name, op, columns, attnums, types, key_columns, lsn)"
+            " VALUES (%s, 'public', %s, 'delete', '{}', '{}', '{}', '{}', %s)", case.slot, table, at,
         )  # fmt: skip
     case.execute("source", "INSERT INTO person VALUES (21)")
     assert case.recopy(["person"])

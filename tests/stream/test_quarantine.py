@@ -523,6 +523,20 @@ def test_a_column_of_another_type_is_not_misread(make_tolerant):
     assert held(case) == [("insert", "1", "column v has another type now")]
 
 
+def test_columns_that_change_names_are_not_mixed_up(make_tolerant):
+    """Both sides swap the names of two columns while a row waits: its values belong to columns, not to names."""
+    ddl = "CREATE TABLE t (id int PRIMARY KEY, v int, w int);"
+    case = make_tolerant(ddl, ddl + "ALTER TABLE t ADD CHECK (v < 100);")
+    case.execute("INSERT INTO t VALUES (1, 100, 7)")
+    case.drain()
+    case.stop()
+    for side in (case.source, case.target):
+        side.execute("ALTER TABLE t RENAME v TO x; ALTER TABLE t RENAME w TO v; ALTER TABLE t RENAME x TO w")
+    case.target.execute(WIDEN)
+    assert retry(case) == 1
+    assert held(case) == [("insert", "1", "column v of that time was dropped or renamed, or has no source any more")]
+
+
 def test_columns_added_meanwhile_keep_their_default(make_tolerant):
     case = make_tolerant(T, NARROW)
     case.execute("INSERT INTO t VALUES (1, 100)")

@@ -93,6 +93,7 @@ CREATE TABLE replicator.quarantine (
     table_name text NOT NULL,
     op text NOT NULL CHECK (op IN ('insert', 'update', 'delete')),
     columns text[] NOT NULL,                -- of the target: new_row has a field for each
+    attnums integer[] NOT NULL,             -- of those columns: a name may be another column's by now
     types text[] NOT NULL,                  -- of those columns, when the change came
     key_columns text[] NOT NULL,            -- old_row has a field for each: the key, or all columns of a table without one
     old_row bytea,                          -- of a DELETE, and of an UPDATE that changes the key; fields in binary form
