@@ -9,7 +9,12 @@ from collections.abc import Hashable
 from typing import Any, Final
 
 # The remedy wherever changes are lost to the stream. The target holds the rows of the snapshot before: --truncate.
-NEW_SNAPSHOT: Final = "`replicator teardown`, then `replicator run --truncate` for a new snapshot"
+NEW_SNAPSHOT: Final = (
+    "`replicator run --truncate` starts over with a new slot and snapshot, and keeps the ID maps "
+    "(or `replicator teardown` first, which removes everything)"
+)
+# The same where the checkpoint belongs to another server: then nothing there is ours to continue or to drop.
+OTHER_SOURCE: Final = "`replicator teardown --skip-source`, then `replicator run --truncate` for a new snapshot"
 
 
 class ReplicatorError(Exception):

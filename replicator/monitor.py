@@ -13,7 +13,7 @@ from replicator.errors import ReplicatorError
 from replicator.logs import get_logger
 from replicator.postgres.connection import Connection, connect, translated
 from replicator.source.messages import emit_heartbeat
-from replicator.status import STREAMING_PHASES, Status, StatusReader
+from replicator.status import RUNNING_PHASES, STREAMING_PHASES, Status, StatusReader
 
 _READ_EVERY_S: Final = 2.0
 _HEARTBEAT_EVERY_S: Final = 5.0
@@ -95,9 +95,10 @@ class Monitor:
                 log.info(f"{what} works again")
 
     def _read(self) -> None:
-        self._status = status = self._reader.read()
+        before, self._status = self._status, self._reader.read()
         self._failure = None
-        set_gauges(status)
+        set_gauges(self._status)
+        _tell_of_slot(before, self._status)
 
     def _beat(self) -> None:
         if self._status.phase not in STREAMING_PHASES:
@@ -118,6 +119,20 @@ class Monitor:
             self._heart = None
 
 
+def _tell_of_slot(before: Status, now: Status) -> None:
+    """Log when the slot comes nearer to its end, and when it is well again."""
+    if now.slot is None or now.phase not in RUNNING_PHASES:
+        return
+    known = before.slot.wal_status if before.slot is not None else "reserved"
+    status = now.slot.wal_status
+    if status == known:
+        return
+    if status in ("unreserved", "lost"):
+        log.warning(f"the slot is {status}", slot=now.slot.name, keeps_bytes=now.slot.retained_bytes)
+    else:
+        log.info(f"the slot is {status}", slot=now.slot.name, keeps_bytes=now.slot.retained_bytes)
+
+
 def set_gauges(status: Status) -> None:
     """Set every gauge that a status knows; those it does not know keep their last value."""
     metrics.set_phase(status.phase)
@@ -131,6 +146,9 @@ def set_gauges(status: Status) -> None:
         forecast = slot.seconds_until_lost
         metrics.SLOT_SECONDS_UNTIL_LOST.set(float("inf") if forecast is None else forecast)
         metrics.set_wal_status(slot.wal_status)
+    elif status.source_lsn is not None and status.phase in RUNNING_PHASES:  # dropped: for us the same as lost
+        metrics.SLOT_SECONDS_UNTIL_LOST.set(0)
+        metrics.set_wal_status("lost")
     for table in status.tables:
         if table.state in metrics.TABLE_STATES:
             metrics.set_table_state(table.name, table.state)

@@ -24,6 +24,7 @@ from replicator.routing.route import Route
 from replicator.stream.run import Outcome, Stream
 from replicator.survey import accept, newcomer_message, require_survey, survey
 from replicator.target.state import (
+    Checkpoint,
     load_checkpoint,
     load_table_states,
     lock_writer,
@@ -31,6 +32,7 @@ from replicator.target.state import (
     set_problem,
 )
 from replicator.web import WebServer
+from snapshot.anew import find_break
 from snapshot.run import recopy, run_snapshot
 
 log = get_logger(__name__)
@@ -52,7 +54,7 @@ def run(
     """Run until SIGTERM or SIGINT, until a cutover has finalized, or until the position asked for is committed.
 
     Args:
-        truncate: empty target tables before the first snapshot.
+        truncate: empty target tables before the first snapshot; start over if the slot is gone or lost at the start.
         until_lsn: end once this source position is committed on the target.
         until_caught_up: the same, for the source's position at the time the stream starts.
 
@@ -163,9 +165,14 @@ class Service:
             checkpoint = load_checkpoint(writer, slot)
             if checkpoint is not None and checkpoint.phase == "cut_over":
                 return Outcome.FINALIZED, False
-            self._copy(source, writer, is_begun=checkpoint is not None and checkpoint.phase not in ("new", "copying"))
+            is_begun = checkpoint is not None and checkpoint.phase not in ("new", "copying")
+            if checkpoint is not None and is_begun and self._truncate:
+                is_begun = not self._is_broken(source, writer, checkpoint)
+            self._copy(source, writer, is_begun=is_begun)
             if self.stop.is_set():
                 return Outcome.STOPPED, False
+            # It was said of what is there at the start: a slot that is lost from here on is for a person to look at.
+            self._truncate = False
             # Only now: a snapshot takes hours, and whoever waited to alter a table does so once it is copied.
             routes = self._accept_routes(source, writer)
             if self._until_caught_up and self._until is None:
@@ -185,6 +192,15 @@ class Service:
             self._last_stream = stream.peer or self._last_stream
         self._fresh_look = False
         return outcome, stream.advanced
+
+    def _is_broken(self, source: Connection, writer: Connection, checkpoint: Checkpoint) -> bool:
+        """Whether only starting over helps."""
+        states = load_table_states(writer, self._settings.source.slot)
+        routes = survey(self._settings, source, writer, states).routes
+        try:
+            return find_break(source, self._settings, routes, checkpoint, states) is not None
+        except StateError:
+            return False  # something else is in the way, which the stream's own guard explains
 
     def _copy(self, source: Connection, writer: Connection, *, is_begun: bool) -> None:
         """The snapshot, if it is not done; tables that are to be copied again."""

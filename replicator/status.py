@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime as dt
 import time
-from collections import deque
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any, TypeVar
@@ -12,11 +11,12 @@ from typing import Any, TypeVar
 import psycopg
 
 from replicator.config import Settings
-from replicator.errors import ReplicatorError
+from replicator.errors import NEW_SNAPSHOT, ReplicatorError
 from replicator.model.lsn import Lsn
 from replicator.model.schema import show_table
 from replicator.postgres.catalog import server_identity
 from replicator.postgres.connection import Connection, Side, connect, query, translate
+from replicator.source.forecast import Forecast
 from replicator.source.slot import SlotInfo, load_slot
 from replicator.target import quarantine, state
 from replicator.target.idmaps import count_unmapped
@@ -25,9 +25,9 @@ RUNNING_PHASES = ("copying", "catching_up", "streaming", "cutting_over")
 STREAMING_PHASES = ("catching_up", "streaming", "cutting_over")
 
 _SOON_LOST_S = 3600
+_RESCUE = "raise max_slot_wal_keep_size on the source now (a reload is enough), and see what holds the service up"
 _LONG_LAG_S = 60
 _STALE_S = 5  # the service writes its checkpoint every second, unless it is busy with a large transaction
-_RATE_WINDOW_S = 60
 _STATEMENT_TIMEOUT = "5s"  # a status that hangs is worse than one that says so
 
 T = TypeVar("T")
@@ -35,7 +35,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class SlotStatus:
-    """The slot as the source shows it. None: unlimited ``safe_bytes``, or no forecast."""
+    """The slot as the source shows it. ``safe_bytes`` None: no limit; ``seconds_until_lost`` None: no end in sight."""
 
     name: str
     active: bool
@@ -43,6 +43,7 @@ class SlotStatus:
     retained_bytes: int
     safe_bytes: int | None
     seconds_until_lost: float | None
+    invalidation_reason: str | None = None  # server 17+
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,10 +175,10 @@ class StatusReader:
         self._source = _Session(settings.source.dsn, "source")
         self._target = _Session(settings.target.dsn, "target")
         self._clock = clock
-        self._positions: deque[tuple[float, Lsn]] = deque()
+        self._forecast = Forecast()
 
     def read(self) -> Status:
-        """One reading; the WAL rate behind ``seconds_until_lost`` needs two.
+        """One reading. ``seconds_until_lost`` is the better the longer this reader reads, up to a minute.
 
         Raises:
             ReplicatorError: the target does not answer. A source that does not is a problem of the status.
@@ -217,8 +218,8 @@ class StatusReader:
 
     def _combine(self, target: _TargetSide, source: _SourceSide) -> Status:
         checkpoint = target.checkpoint
-        slot = self._slot_status(source)
         lag_bytes, lag_seconds = _lag(target, source)
+        slot = self._slot_status(source, lag_bytes, lag_seconds)
         return Status(
             phase=checkpoint.phase if checkpoint else "new",
             applied_lsn=checkpoint.applied_lsn if checkpoint and checkpoint.phase != "new" else None,
@@ -234,9 +235,9 @@ class StatusReader:
             problems=tuple(_problems(target, source, slot, lag_seconds)),
         )
 
-    def _slot_status(self, source: _SourceSide) -> SlotStatus | None:
-        rate = self._wal_rate(source.lsn)
+    def _slot_status(self, source: _SourceSide, lag_bytes: int | None, lag_seconds: float | None) -> SlotStatus | None:
         slot = source.slot
+        self._forecast.add(self._clock(), source.lsn, slot)
         if slot is None:
             return None
         return SlotStatus(
@@ -244,20 +245,10 @@ class StatusReader:
             active=slot.active,
             wal_status="lost" if slot.is_lost else slot.wal_status,
             retained_bytes=slot.retained_bytes,
-            safe_bytes=slot.safe_bytes,
-            seconds_until_lost=None if slot.safe_bytes is None or not rate else slot.safe_bytes / rate,
+            safe_bytes=0 if slot.is_lost else slot.safe_bytes,
+            seconds_until_lost=self._forecast.seconds_until_lost(slot, lag_bytes=lag_bytes, lag_seconds=lag_seconds),
+            invalidation_reason=slot.invalidation_reason,
         )
-
-    def _wal_rate(self, lsn: Lsn | None) -> float | None:
-        """Bytes of WAL a second over the last minute of readings; None before the second one."""
-        if lsn is None:
-            return None
-        now = self._clock()
-        self._positions.append((now, lsn))
-        while len(self._positions) > 2 and self._positions[0][0] < now - _RATE_WINDOW_S:
-            self._positions.popleft()
-        then, first = self._positions[0]
-        return max(lsn - first, 0) / (now - then) if now > then else None
 
 
 def _table(table: state.TableState) -> TableStatus:
@@ -326,21 +317,28 @@ def _problems(
     if not source.error:
         if source.identity != (checkpoint.system_identifier, checkpoint.database):
             found.append("the source is another server or database than the one that was copied")
-        found += _slot_problems(slot, is_streaming=target.writer_runs and checkpoint.phase in STREAMING_PHASES)
+        found += _slot_problems(
+            source.slot, slot, is_streaming=target.writer_runs and checkpoint.phase in STREAMING_PHASES
+        )
     return found
 
 
-def _slot_problems(slot: SlotStatus | None, *, is_streaming: bool) -> list[str]:
-    if slot is None:
-        return ["the slot is gone from the source: a new snapshot is needed"]
-    if slot.wal_status == "lost":
-        return [f"slot {slot.name} is lost: a new snapshot is needed"]
+def _slot_problems(slot: SlotInfo | None, status: SlotStatus | None, *, is_streaming: bool) -> list[str]:
+    if slot is None or status is None:
+        return [f"the slot is gone from the source: {NEW_SNAPSHOT}"]
+    if slot.is_lost:
+        return [f"slot {slot.name} is lost: {slot.why_lost}; {NEW_SNAPSHOT}"]
     found = []
+    forecast = status.seconds_until_lost
     if slot.wal_status == "unreserved":
-        found.append(f"slot {slot.name} is about to be lost: its WAL goes at the source's next checkpoint")
-    elif slot.seconds_until_lost is not None and slot.seconds_until_lost < _SOON_LOST_S:
-        minutes = slot.seconds_until_lost / 60
-        found.append(f"slot {slot.name} may be lost in {minutes:.0f} min at the present WAL rate")
+        found.append(f"slot {slot.name} is about to be lost: its WAL goes at the source's next checkpoint; {_RESCUE}")
+    elif forecast is not None and forecast < _SOON_LOST_S and forecast == slot.idle_seconds_left:
+        found.append(
+            f"nobody reads slot {slot.name}: idle_replication_slot_timeout may end it in {forecast / 60:.0f} min; "
+            "set that to 0 on the source (a reload is enough), or start the service"
+        )
+    elif forecast is not None and forecast < _SOON_LOST_S:
+        found.append(f"slot {slot.name} may be lost in {forecast / 60:.0f} min at the present rate; {_RESCUE}")
     if is_streaming and not slot.active:
         found.append(f"slot {slot.name} is not being read: the service is not connected to the source")
     return found

@@ -3,8 +3,9 @@
 The state on the target decides what to do, so that a crash at any instant is mended by simply starting again:
 
 - no checkpoint: nothing was done; a slot of our name is somebody else's.
-- phase ``new``: the slot may or may not be there; it is ours, and starts over.
+- phase ``new``: the slot may or may not be there; it is ours, and starts over, as do tables that hold rows of ours.
 - phase ``copying``: tables that are not ``copied`` are emptied and copied under a newer snapshot, each with its LSN.
+- any later one: nothing to do. Where the stream cannot go on from there, ``truncate`` takes us back to ``new``.
 """
 
 from __future__ import annotations
@@ -12,16 +13,17 @@ from __future__ import annotations
 import contextlib
 import secrets
 import threading
+import time
 from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import Executor
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import psycopg
 
 from replicator import metrics
 from replicator.config import Settings
-from replicator.errors import NEW_SNAPSHOT, ReplicatorError, SlotLost, StateError, TransientError
+from replicator.errors import Refused, ReplicatorError, StateError, TransientError
 from replicator.failpoints import failpoint
 from replicator.logs import get_logger
 from replicator.model.schema import Table, TableName
@@ -30,9 +32,18 @@ from replicator.postgres.connection import Connection, connect, query, translate
 from replicator.routing.idmap import MapSpec
 from replicator.routing.route import Route
 from replicator.source.publication import ensure_publication, require_publication
-from replicator.source.slot import drop_slot, end_creation, load_slot, slot_exists
+from replicator.source.slot import (
+    drop_slot,
+    end_creation,
+    load_slot,
+    refuse_other_kind,
+    require_slot,
+    slot_exists,
+)
 from replicator.target import idmaps, indexes, quarantine, state
+from replicator.target.anew import start_over
 from replicator.target.role import may_be_replica
+from snapshot.anew import find_break
 from snapshot.clear import empty, refuse_outsiders, refuse_rows, truncate
 from snapshot.copy import read_lookup
 from snapshot.export import ExportedSnapshot, cancelled_by, export_snapshot
@@ -42,6 +53,8 @@ from snapshot.progress import Progress, Tracker
 from snapshot.schedule import Schedule
 
 _log = get_logger(__name__)
+
+_WATCH_EVERY_S = 2.0
 
 _States = dict[TableName, state.TableState]
 
@@ -65,7 +78,8 @@ def run_snapshot(
         writer: session on the target in autocommit mode that holds the writer's lock; the state is migrated.
         source: session on the source in autocommit mode.
         stop: ends the work within seconds, to be resumed later.
-        truncate: empty target tables that hold rows of somebody else's, instead of refusing them.
+        truncate: empty target tables that hold rows of somebody else's, instead of refusing them; and start over where
+            the slot or the publication is gone, lost or not the one that the checkpoint belongs to.
         only: target tables to copy now; the others stay pending, and with them the phase.
         exclude: target tables to leave pending.
         executor: where to copy; default: threads for little data, else `Settings.snapshot.workers` processes.
@@ -76,7 +90,7 @@ def run_snapshot(
     Raises:
         Refused: target tables hold rows.
         StateError: slot or publication are somebody else's, or the state belongs to another source.
-        SlotLost: an interrupted snapshot cannot be resumed.
+        SlotLost: the stream cannot go on from the checkpoint, or could not after an interrupted snapshot.
         TransientError: a connection or a process was lost: call again to resume.
         RowRejected, UnmappedId: as they say.
     """
@@ -112,6 +126,13 @@ def recopy(
     return job.guarded(lambda: job.recopy(chosen))
 
 
+@dataclass
+class _Watch:
+    """When the slot is to be looked at again; monotonic."""
+
+    due: float = 0.0
+
+
 @dataclass(frozen=True)
 class _Job:
     settings: Settings
@@ -122,6 +143,7 @@ class _Job:
     truncate: bool
     progress: Callable[[Progress], None] | None
     executor: Executor | None
+    slot_watch: _Watch = field(default_factory=_Watch)
 
     def guarded(self, work: Callable[[], bool]) -> bool:
         try:
@@ -151,23 +173,50 @@ class _Job:
                 f"the state on the target belongs to another source than the one of slot {self.slot} here",
                 hint="correct the source's DSN; or choose another slot; or `replicator teardown` to start over",
             )
-        if checkpoint is None or checkpoint.phase == "new":
+        phase = "new" if checkpoint is None else checkpoint.phase
+        if checkpoint is not None and phase in ("copying", "catching_up", "streaming", "cutting_over"):
+            phase = self._phase_to_go_on_from(checkpoint, all_tables=len(chosen) == len(self.routes))
+        if phase == "new":
             self._begin(chosen, identity, is_new=checkpoint is None)
-        elif checkpoint.phase == "copying":
+        elif phase == "copying":
             self._resume(chosen)
         else:
             return True
         return self._complete()
+
+    def _phase_to_go_on_from(self, checkpoint: state.Checkpoint, *, all_tables: bool) -> str:
+        """The checkpoint's phase; ``new`` if the stream cannot go on from there and we may start over."""
+        states = state.load_table_states(self.writer, self.slot)
+        broken = find_break(self.source, self.settings, self.routes, checkpoint, states)
+        if broken is None:
+            return checkpoint.phase
+        if not (self.truncate and all_tables):
+            raise broken
+        if checkpoint.phase == "cutting_over":
+            raise Refused(
+                f"{broken.message}; and a cutover is unfinished, which may hold the source closed",
+                hint="undo it with `replicator cutover abort`, then start over with `replicator run --truncate`",
+            )
+        _log.warning("starting over: the tables are emptied and copied again", reason=broken.message)
+        self._end_orphans(self.writer)
+        with self.writer.transaction():
+            start_over(self.writer, self.slot, [route.name for route in self.routes])
+        return "new"
 
     def _begin(self, chosen: list[Route], identity: tuple[str, str], *, is_new: bool) -> None:
         with translated("source"):
             found = load_slot(self.source, self.slot)
         if is_new and found is not None:
             raise slot_exists(self.slot)
-        self._refuse_foreign_rows(chosen)
+        if found is not None:
+            refuse_other_kind(found, identity[1])
+        attempts = {name: each.attempt for name, each in state.load_table_states(self.writer, self.slot).items()}
+        fresh = [route for route in chosen if not attempts.get(route.name)]
+        ours = [route.target for route in self.routes if attempts.get(route.name)]
+        self._refuse_foreign_rows(fresh)
         # Before the slot: decoding looks the publication up in the catalog as it was.
         ensure_publication(self.source, self.publication, self.routes)
-        self._truncate(chosen)
+        self._truncate(fresh)
         if is_new:
             state.announce_checkpoint(self.writer, self.slot, *identity)
         else:
@@ -181,6 +230,8 @@ class _Job:
                 with self.writer.transaction():
                     state.create_checkpoint(self.writer, self.slot, snapshot.lsn, *identity)
                     state.add_table_states(self.writer, self.slot, [route.name for route in self.routes])
+                    if ours:
+                        empty(self.writer, ours, replica=may_be_replica(self.writer))
                     self._store_lookups(snapshot, self._lookups())
                 _log.info("snapshot begins", lsn=str(snapshot.lsn), tables=len(chosen))
                 self._copy(chosen, snapshot)
@@ -190,7 +241,6 @@ class _Job:
             raise
 
     def _resume(self, chosen: list[Route]) -> None:
-        self._require_slot()
         state.add_table_states(self.writer, self.slot, [route.name for route in self.routes])
         states = state.load_table_states(self.writer, self.slot)
         missing = {route.source.name for route in self.routes if states[route.name].state != "copied"}
@@ -226,13 +276,15 @@ class _Job:
         return True
 
     def _require_slot(self) -> None:
-        with translated("source"):
-            found = load_slot(self.source, self.slot)
-        if found is None or found.is_lost:
-            raise SlotLost(
-                f"slot {self.slot} is {'gone from the source' if found is None else 'lost: the WAL it needs is gone'}",
-                hint=NEW_SNAPSHOT,
-            )
+        checkpoint = state.load_checkpoint(self.writer, self.slot)
+        assert checkpoint is not None  # there is a phase beyond `new`
+        require_slot(self.source, self.slot, checkpoint.database, checkpoint.applied_lsn)
+
+    def _watch_slot(self) -> None:
+        """Every few seconds: rows that are copied under a slot which is lost by now are of no use."""
+        if time.monotonic() >= self.slot_watch.due:
+            self._require_slot()
+            self.slot_watch.due = time.monotonic() + _WATCH_EVERY_S
 
     def _require_publication(self, may_lack: Collection[TableName], states: _States) -> None:
         published = {name: each.published for name, each in states.items()}
@@ -285,7 +337,7 @@ class _Job:
         total_bytes = sum(copy.bytes_estimate for copy in copies.values())
         with Pool(options.workers, total_bytes, self.executor) as pool, self._no_orphans():
             schedule = Schedule(self.settings, self.writer, pool, tracker, self.stop, replica=replica)
-            schedule.copy(copies, snapshot, published.tables)
+            schedule.copy(copies, snapshot, published.tables, self._watch_slot)
 
     def _finish_copied(self, tables: list[Table]) -> None:
         """What an interrupted run left to do for tables whose rows are in."""
@@ -306,7 +358,7 @@ class _Job:
 
     def _store_lookups(self, snapshot: ExportedSnapshot, specs: Iterable[MapSpec]) -> None:
         for spec in specs:
-            idmaps.store_entries(self.writer, spec.name, read_lookup(snapshot.holder, spec))
+            idmaps.replace_entries(self.writer, spec.name, read_lookup(snapshot.holder, spec))
 
     @contextmanager
     def _no_orphans(self) -> Iterator[None]:

@@ -74,11 +74,13 @@ class Schedule:
         copies: Mapping[TableName, TableCopy],
         snapshot: ExportedSnapshot,
         published: Mapping[TableName, int],
+        watch: Callable[[], None],
     ) -> None:
         """Copy all of them, then build their indexes and analyze them.
 
         Args:
             published: by source table, the OID of its entry in the publication.
+            watch: called several times a second; what it raises ends the work.
 
         Raises:
             Stopped: the stop event was set.
@@ -92,8 +94,12 @@ class Schedule:
             for each in sorted(ready, key=lambda copy: -copy.bytes_estimate):
                 self._start(each, snapshot, published[each.route.source.name], lambda name: sorter.done(name))
 
+        def next_step() -> None:
+            start_ready()
+            watch()
+
         start_ready()
-        self._drain(start_ready)
+        self._drain(next_step)
 
     def finish(self, tables: Sequence[Table]) -> None:
         """Build the missing indexes of tables that are already copied, and analyze them."""

@@ -275,7 +275,8 @@ def test_a_slot_on_its_way_to_be_lost(start_server):
         case.execute("source", "CHECKPOINT")
     lost = reader.read()
     assert lost.slot.wal_status == "lost"
-    assert [problem for problem in lost.problems if "is lost: a new snapshot is needed" in problem]
+    [problem] = [each for each in lost.problems if "is lost: the source has removed WAL" in each]
+    assert "run --truncate" in problem
     validate(lost.to_json(), SCHEMA)
     reader.close()
 

@@ -21,6 +21,7 @@ from replicator.routes import refuse_faults, require_routes
 from replicator.routing.route import Route
 from replicator.survey import survey
 from replicator.target import state
+from snapshot.anew import find_break
 from snapshot.clear import has_rows
 from snapshot.plan import choose
 from snapshot.progress import Progress
@@ -43,12 +44,18 @@ class Selection:
 
 @dataclass(frozen=True, slots=True)
 class Preview:
-    """What `copy` would do. ``occupied``: tables among ``to_copy`` that hold rows which we did not copy."""
+    """What `copy` would do.
+
+    ``occupied``: tables among ``to_copy`` that hold rows which we did not copy. ``broken``: why the stream cannot go
+    on, so that nothing is done, or with ``--truncate`` all over again; ``emptied``: the tables that this concerns.
+    """
 
     phase: str
     to_copy: tuple[TableName, ...]
     done: tuple[TableName, ...]
     occupied: tuple[TableName, ...]
+    broken: str = ""
+    emptied: tuple[TableName, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,15 +86,20 @@ def preview(settings: Settings, selection: Selection) -> Preview:
         with translated("target"):
             checkpoint = state.load_checkpoint(target, slot) if state.exists(target) else None
             states = state.load_table_states(target, slot) if checkpoint is not None else {}
-            copied = {name for name, known in states.items() if known.state == "copied"}
-            again = selection.only is not None and checkpoint is not None and checkpoint.phase not in ("new", "copying")
+            phase = checkpoint.phase if checkpoint is not None else "new"
+            under_way = checkpoint is not None and phase in ("copying", "catching_up", "streaming", "cutting_over")
+            broken = find_break(source, settings, routes, checkpoint, states) if checkpoint and under_way else None
+            copied = {name for name, known in states.items() if known.state == "copied"} if broken is None else set()
+            again = selection.only is not None and phase not in ("new", "copying")
             to_copy = [route.name for route in chosen if again or route.name not in copied]
-            fresh = [name for name in to_copy if name not in states or states[name].attempt == 0]
+            ours = [route.name for route in routes if route.name in states and states[route.name].attempt]
             return Preview(
-                phase=checkpoint.phase if checkpoint is not None else "new",
+                phase=phase,
                 to_copy=tuple(to_copy),
                 done=tuple(route.name for route in chosen if route.name not in to_copy),
-                occupied=tuple(name for name in fresh if has_rows(target, name)),
+                occupied=tuple(name for name in to_copy if name not in ours and has_rows(target, name)),
+                broken=broken.message if broken is not None else "",
+                emptied=tuple(ours) if broken is not None else (),
             )
 
 

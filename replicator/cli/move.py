@@ -21,7 +21,11 @@ _PANEL = "Move"
 
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
 Truncate = Annotated[
-    bool, typer.Option("--truncate", help="Empty target tables that hold rows of somebody else's, after asking.")
+    bool,
+    typer.Option(
+        "--truncate",
+        help="Empty target tables that hold rows of somebody else's; start over if the slot is lost. Asks before.",
+    ),
 ]
 
 
@@ -79,7 +83,7 @@ def snapshot(
     if dry_run:
         planned = copying.preview(settings, selection)
         views.show_preview(planned, truncate=truncate)
-        raise typer.Exit(1 if planned.occupied and not truncate else 0)
+        raise typer.Exit(1 if (planned.occupied or planned.broken) and not truncate else 0)
     _confirm_truncate(settings, selection, yes=yes)
     try:
         with snapshot_progress() as progress:
@@ -98,15 +102,18 @@ def snapshot(
 def _confirm_truncate(settings: Settings, selection: Selection, *, yes: bool) -> None:
     if not selection.truncate or yes:
         return
-    question = "Empty target tables that hold rows of somebody else's?"
+    question = "Empty target tables that hold rows of somebody else's, and start over if the slot is lost?"
     if sys.stdin.isatty() and sys.stderr.isatty():
         from replicator.cli import copying
         from replicator.model.schema import show_tables
 
-        occupied = copying.preview(settings, selection).occupied
-        if not occupied:
+        planned = copying.preview(settings, selection)
+        if not planned.occupied and not planned.broken:
             return
-        question = f"Empty these target tables: {show_tables(occupied)}?"
+        question = f"Empty these target tables: {show_tables(planned.emptied + planned.occupied)}?"
+        if planned.broken:
+            slot = settings.source.slot
+            question = f"{planned.broken}. Start over with a new slot {slot}? What remains of it is dropped. {question}"
     confirm(question, yes=False)
 
 

@@ -119,7 +119,13 @@ def show_preview(preview: Preview, *, truncate: bool) -> None:
     """What `snapshot` would do."""
     out = console()
     out.print(f"phase {preview.phase}: {len(preview.to_copy)} tables to copy, {len(preview.done)} copied already")
+    if preview.broken:
+        how = "--truncate would start over" if truncate else "refused without --truncate, which would start over"
+        out.print(f"{preview.broken}: {how}", markup=False, soft_wrap=True)
     for name in preview.to_copy:
+        if name in preview.emptied:
+            out.print(f"  {show_table(name)} — would be emptied and copied again", markup=False)
+            continue
         filled = name in preview.occupied
         note = (
             (" — would be emptied first" if truncate else " — holds rows: refused without --truncate") if filled else ""
@@ -184,9 +190,13 @@ def _slot_line(status: Status) -> Text:
     if slot is None:
         return Text("none")
     parts = [" ", slot.name, ", active" if slot.active else ", not active", f", keeps {show_size(slot.retained_bytes)}"]
-    if slot.safe_bytes is not None:
+    if slot.wal_status == "lost":
+        parts.append(f" ({slot.invalidation_reason})" if slot.invalidation_reason else "")
+    elif slot.safe_bytes is None:
+        parts.append(", without limit")
+    else:
         parts.append(f", may be lost after {show_size(slot.safe_bytes)} more")
-    if slot.seconds_until_lost is not None:
+    if slot.seconds_until_lost is not None and slot.wal_status != "lost":
         parts.append(f" (in {show_seconds(slot.seconds_until_lost)} at this rate)")
     return word(slot.wal_status).append(printable("".join(parts)), style="")
 

@@ -161,8 +161,7 @@ def _slot(subject: Subject) -> Iterator[Gate]:
     if slot is None:
         yield Gate("slot", "fail", "the slot is gone from the source", NEW_SNAPSHOT)
     elif slot.is_lost:
-        yield Gate("slot", "fail", "the slot is lost: the source removed WAL that it needs",
-                   NEW_SNAPSHOT)  # fmt: skip
+        yield Gate("slot", "fail", f"the slot is lost: {slot.why_lost}", NEW_SNAPSHOT)
     elif slot.wal_status == "unreserved":
         yield Gate("slot", "fail", "the slot may be lost at any moment", "raise max_slot_wal_keep_size on the source")
     elif not slot.active:

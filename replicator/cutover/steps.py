@@ -22,6 +22,7 @@ from replicator.model.schema import show_table
 from replicator.postgres.connection import Connection, translated
 from replicator.source.freeze import Freeze, cancel_exclusive_waiters, load_read_only, store_read_only
 from replicator.source.messages import emit_fence
+from replicator.source.slot import require_slot
 from replicator.target import indexes, quarantine, sequences
 from replicator.target.state import load_checkpoint, writer_is_running
 from replicator.verify import Report, verify
@@ -182,6 +183,9 @@ def drain(site: Site) -> Detail:
             raise _not_drained(site)
         if now > next_lock_check:
             site.require_lock()
+            # The service may come back; a slot that is lost does not. Writers need not wait for the time limit.
+            if checkpoint is not None:
+                require_slot(site.source, site.slot, checkpoint.database, None)
             next_lock_check = now + _LOCK_CHECK_S
         time.sleep(_POLL_S)
 

@@ -74,6 +74,12 @@ _TRANSIENT_STATES = (
     errors.IdleInTransactionSessionTimeout,
     errors.SystemError,
 )
+# Up to server 17, from 18 on, and what a WAL sender says that looks for a segment of a slot just lost.
+_SLOT_LOST = (
+    "can no longer get changes from replication slot",
+    "can no longer access replication slot",
+    "has already been removed",
+)
 # libpq gives no SQLSTATE for a failed connection attempt, only the server's message.
 _MISCONFIGURED = (
     ("password authentication failed", "correct the password (PGPASSWORD, a passfile or the DSN)"),
@@ -191,7 +197,7 @@ def translate(exc: psycopg.Error, side: Side) -> ReplicatorError:
     """Our error for a driver's error."""
     primary = exc.diag.message_primary
     text = f"{side}: {describe(exc)}"
-    if primary and "can no longer get changes from replication slot" in primary:
+    if primary and any(fragment in primary for fragment in _SLOT_LOST):
         return SlotLost(text, hint=f"the WAL it needs is gone: {NEW_SNAPSHOT}")
     if isinstance(exc, _TRANSIENT_STATES):
         return TransientError(text)

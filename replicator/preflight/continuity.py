@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from replicator.config import Settings
-from replicator.errors import NEW_SNAPSHOT
+from replicator.errors import NEW_SNAPSHOT, OTHER_SOURCE
 from replicator.model.schema import TableName, show_table
 from replicator.postgres.catalog import server_identity
 from replicator.postgres.connection import Connection, query
@@ -145,8 +145,7 @@ def check_slot(source: Connection, target: Connection, settings: Settings) -> It
     elif checkpoint.phase == "new":
         yield passed("slot", "source", f"{name} was left by a start that was interrupted: the next one makes it anew")
     elif slot.is_lost:
-        why = f" ({slot.invalidation_reason})" if slot.invalidation_reason else ""
-        yield failed("slot", "source", f"slot {name} is lost: its WAL is gone{why}", NEW_SNAPSHOT)
+        yield failed("slot", "source", f"slot {name} is lost: {slot.why_lost}", NEW_SNAPSHOT)
     elif slot.confirmed_flush_lsn and slot.confirmed_flush_lsn > checkpoint.applied_lsn:
         message = f"slot {name} stands at {slot.confirmed_flush_lsn}, past our checkpoint {checkpoint.applied_lsn}"
         yield failed("slot", "source", message, NEW_SNAPSHOT)
@@ -168,7 +167,7 @@ def check_same_source(source: Connection, recorded: Recorded) -> Iterator[Check]
             "same_source",
             "both",
             "the target's checkpoint belongs to another source server or database",
-            "correct the source DSN; after a restore or a switch of servers: " + NEW_SNAPSHOT,
+            "correct the source DSN; after a restore or a switch of servers: " + OTHER_SOURCE,
         )
 
 

@@ -9,6 +9,7 @@ from replicator.postgres.connection import Connection, query
 from replicator.preflight.check import Check, failed, passed, warned
 
 _SAFE_KEEP_BYTES = 4 << 30
+_SAFE_STOP_S = 8 * 3600  # a night
 _SHORT_TIMEOUT_MS = 5_000
 _LONG_TRANSACTION_S = 300
 
@@ -102,7 +103,7 @@ def check_timeouts(conn: Connection) -> Iterator[Check]:
         yield warned(
             "idle_replication_slot_timeout",
             "source",
-            f"a slot that is idle for {idle} s is invalidated: a longer stop of the service needs a new snapshot",
+            f"a slot that nobody reads for {idle} s is lost: during the snapshot, or while the service is stopped",
             "set idle_replication_slot_timeout = 0 until the cutover",
         )
     elif idle:
@@ -115,20 +116,34 @@ def check_timeouts(conn: Connection) -> Iterator[Check]:
 
 
 def check_wal_kept(conn: Connection, estimated_bytes: int) -> Iterator[Check]:
-    """``max_slot_wal_keep_size``: more WAL than that during a snapshot loses the slot."""
+    """``max_slot_wal_keep_size``: more WAL than that during a snapshot or a stop of the service loses the slot."""
     megabytes = int(setting(conn, "max_slot_wal_keep_size") or -1)
     name = "max_slot_wal_keep_size"
     if megabytes < 0:
         yield passed(name, "source", "unlimited: watch the source's disk while the service is stopped")
         return
-    wanted = max(_SAFE_KEEP_BYTES, estimated_bytes)
+    # An average over days and nights, where the statistics reach that far: a look of our own would see a moment.
+    [(rate,)] = query(
+        conn,
+        """
+        SELECT CASE WHEN stats_reset < clock_timestamp() - interval '1 hour'
+                    THEN (wal_bytes / extract(epoch FROM clock_timestamp() - stats_reset))::float8 END
+        FROM pg_catalog.pg_stat_wal
+        """,
+    )
+    average = rate or 0.0
+    lasts = (
+        f", {(megabytes << 20) / average / 3600:.1f} h at the average of {average / 1024:.0f} kB/s" if average else ""
+    )
+    wanted = max(_SAFE_KEEP_BYTES, estimated_bytes, int(average * _SAFE_STOP_S))
     if megabytes << 20 >= wanted:
-        yield passed(name, "source", f"{megabytes} MB")
+        yield passed(name, "source", f"{megabytes} MB{lasts}")
     else:
         yield warned(
             name,
             "source",
-            f"{megabytes} MB: when the source writes more than that during the snapshot or a stop, the slot is lost",
+            f"{megabytes} MB{lasts}: when the source writes more than that during the snapshot or a stop of the"
+            " service, the slot is lost",
             f"raise max_slot_wal_keep_size to {-(-wanted >> 30)}GB or more for the migration",
         )
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from typing import Final
 
 from psycopg import errors, sql
 
-from replicator.errors import StateError
+from replicator.errors import NEW_SNAPSHOT, SlotLost, StateError
 from replicator.model.lsn import Lsn
 from replicator.postgres.connection import Connection, query, translated
 
@@ -30,11 +31,26 @@ class SlotInfo:
     safe_bytes: int | None  # WAL that may still be written before it can be lost; None: no limit
     two_phase: bool
     invalidation_reason: str | None  # server 17+
+    idle_seconds_left: float | None  # until idle_replication_slot_timeout may end it (server 18+); None: never
 
     @property
     def is_lost(self) -> bool:
         """The server has removed WAL that the slot needs, or invalidated it otherwise."""
         return self.wal_status == "lost" or self.invalidation_reason is not None
+
+    @property
+    def why_lost(self) -> str:
+        """What has become of a slot that `is_lost`, and the setting to look at before starting over."""
+        reason = self.invalidation_reason or "wal_removed"
+        return _WHY_LOST.get(reason, f"the source has invalidated it ({reason})")
+
+
+_WHY_LOST: Final = {
+    "wal_removed": "the source has removed WAL that it needs (raise max_slot_wal_keep_size first)",
+    "idle_timeout": "nobody read it for idle_replication_slot_timeout (set that to 0 first)",
+    "rows_removed": "the source has removed catalog rows that it needs",
+    "wal_level_insufficient": "the source's wal_level was lowered (set it to logical first)",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,12 +70,19 @@ def load_slot(conn: Connection, name: str) -> SlotInfo | None:
                coalesce(wal_status, 'lost'), confirmed_flush_lsn::text, restart_lsn::text,
                coalesce(pg_catalog.pg_wal_lsn_diff(pg_catalog.pg_current_wal_lsn(), restart_lsn), 0)::bigint,
                safe_wal_size, coalesce(two_phase, false),
-               pg_catalog.to_jsonb(s) ->> 'invalidation_reason'  -- a column since 17
-        FROM pg_catalog.pg_replication_slots s WHERE slot_name = %s
+               pg_catalog.to_jsonb(s) ->> 'invalidation_reason',  -- a column since 17
+               CASE WHEN t.idle > '0' THEN  -- inactive_since: a column since 17
+                   greatest(extract(epoch FROM (pg_catalog.to_jsonb(s) ->> 'inactive_since')::timestamptz
+                                               + t.idle - clock_timestamp()), 0)::float8 END
+        FROM pg_catalog.pg_replication_slots s,
+             (SELECT coalesce(pg_catalog.current_setting('idle_replication_slot_timeout', true), '0')::interval)
+             AS t (idle)
+        WHERE slot_name = %s
         """,
         name,
     )
-    for slot_name, plugin, database, active, pid, wal_status, confirmed, restart, retained, safe, two, reason in rows:
+    for slot_name, plugin, database, active, pid, wal_status, confirmed, restart, retained, safe, *rest in rows:
+        two_phase, reason, idle_left = rest
         return SlotInfo(
             name=slot_name,
             plugin=plugin,
@@ -71,10 +94,55 @@ def load_slot(conn: Connection, name: str) -> SlotInfo | None:
             restart_lsn=Lsn.parse(restart) if restart else None,
             retained_bytes=max(retained, 0),
             safe_bytes=None if safe is None else max(safe, 0),
-            two_phase=two,
+            two_phase=two_phase,
             invalidation_reason=reason,
+            idle_seconds_left=idle_left,
         )
     return None
+
+
+def require_slot(conn: Connection, name: str, database: str, applied: Lsn | None) -> SlotInfo:
+    """The slot that the checkpoint belongs to, able to stream from there on.
+
+    From server 15 on, START_REPLICATION at a position that the slot has left behind silently starts at the slot's own,
+    later one. So we look first.
+
+    Args:
+        database: the one that the slot was made in.
+        applied: the checkpoint; None where a service moves it as we look.
+
+    Raises:
+        SlotLost: it is gone, lost, re-created, or past the checkpoint.
+        StateError: the name belongs to a slot of another kind.
+    """
+    with translated("source"):
+        slot = load_slot(conn, name)
+    if slot is None:
+        raise SlotLost(f"slot {name} is gone from the source", hint=NEW_SNAPSHOT)
+    refuse_other_kind(slot, database)
+    if slot.is_lost:
+        raise SlotLost(f"slot {name} is lost: {slot.why_lost}", hint=NEW_SNAPSHOT)
+    if applied is not None and slot.confirmed_flush_lsn is not None and slot.confirmed_flush_lsn > applied:
+        raise SlotLost(
+            f"slot {name} stands at {slot.confirmed_flush_lsn}, past our checkpoint {applied}: "
+            "it was re-created or advanced by somebody else, or the target was restored to an earlier state",
+            hint="changes in between cannot be had any more: " + NEW_SNAPSHOT,
+        )
+    return slot
+
+
+def refuse_other_kind(slot: SlotInfo, database: str) -> None:
+    """Make sure that a slot may be one that we made.
+
+    Raises:
+        StateError: another plugin or database, or a physical slot.
+    """
+    if slot.plugin != "pgoutput" or slot.database != database:
+        raise StateError(
+            f"slot {slot.name} is not the one that we made: it belongs to another plugin or database",
+            hint="choose another name in [source] slot; our own slot of that name is gone, so then start over with "
+            "`replicator run --truncate`",
+        )
 
 
 def create_slot(conn: Connection, name: str, *, temporary: bool = False, failover: bool = False) -> CreatedSlot:

@@ -17,6 +17,16 @@ def load_maps(conn: Connection, names: Iterable[str]) -> IdMaps:
     return IdMaps(entries)
 
 
+def replace_entries(conn: Connection, name: str, entries: Mapping[str, str]) -> None:
+    """Let a lookup hold these entries (source ID → target ID) and no others.
+
+    Args:
+        conn: inside a transaction.
+    """
+    conn.execute("DELETE FROM replicator.id_map WHERE map = %s", (name,))
+    store_entries(conn, name, entries)
+
+
 def store_entries(conn: Connection, name: str, entries: Mapping[str, str]) -> None:
     """Insert or replace entries (source ID → target ID) of a lookup."""
     conn.execute(

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -121,6 +121,25 @@ class Site:
 
     def phase(self) -> str:
         return str(self.value("target", "SELECT phase FROM replicator.checkpoint WHERE slot = %s", self.slot))
+
+    def table_state(self, table: str) -> str | None:
+        """As recorded; None without a record."""
+        if self.checkpoint() is None:
+            return None
+        rows = self.sql("target", "SELECT state FROM replicator.table_state WHERE table_name = %s", table)
+        return rows[0][0] if rows else None
+
+    def step(self, step: str) -> str | None:
+        """State of a step of the cutover; None without one."""
+        rows = self.sql("target", "SELECT state FROM replicator.cutover_step WHERE step = %s", step)
+        return rows[0][0] if rows else None
+
+    @staticmethod
+    def wait(condition: Callable[[], object], otherwise: str, timeout_s: float = 40) -> None:
+        deadline = time.monotonic() + timeout_s
+        while not condition():
+            assert time.monotonic() < deadline, otherwise
+            time.sleep(0.02)
 
     def source_lsn(self) -> str:
         return str(self.value("source", "SELECT pg_current_wal_lsn()::text"))

@@ -59,7 +59,7 @@ def test_a_slot_of_another_plugin(case):
         case.source.execute("SELECT pg_create_logical_replication_slot(%s, 'test_decoding')", [case.slot])
     except psycopg.errors.UndefinedFile:
         pytest.skip("the server has no other plugin")
-    refused(case, SlotLost, "not the one that we made")
+    refused(case, StateError, "not the one that we made")
 
 
 def test_a_slot_that_somebody_advanced(case):
