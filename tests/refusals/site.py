@@ -199,9 +199,9 @@ class Site:
         return self.ends(0, *words)
 
     @contextmanager
-    def service(self) -> Iterator[Service]:
+    def service(self, *options: str) -> Iterator[Service]:
         """The service as it streams; ended at the latest with the block."""
-        with self.start("run") as process:
+        with self.start("run", *options) as process:
             service = Service(self, process)
             try:
                 service.wait_until_streaming()
