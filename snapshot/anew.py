@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Collection, Mapping
+from typing import Final
 
 from replicator.config import Settings
 from replicator.errors import SlotLost
@@ -12,6 +14,26 @@ from replicator.routing.route import Route
 from replicator.source.publication import require_publication
 from replicator.source.slot import require_slot
 from replicator.target.state import Checkpoint, TableState
+
+_LOOK_EVERY_S: Final = 2.0
+
+
+class SlotWatch:
+    """Looks at the slot every few seconds while rows are copied: under a slot that is lost they are of no use."""
+
+    def __init__(self, source: Connection, slot: str) -> None:
+        self._source, self._slot = source, slot
+        self._next_look = 0.0
+
+    def __call__(self) -> None:
+        """Call it as often as you like.
+
+        Raises:
+            SlotLost: the slot is gone or lost.
+        """
+        if time.monotonic() >= self._next_look:
+            require_slot(self._source, self._slot, self._source.info.dbname, None)
+            self._next_look = time.monotonic() + _LOOK_EVERY_S
 
 
 def find_break(

@@ -13,11 +13,10 @@ from __future__ import annotations
 import contextlib
 import secrets
 import threading
-import time
 from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import Executor
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import psycopg
 
@@ -43,7 +42,7 @@ from replicator.source.slot import (
 from replicator.target import idmaps, indexes, quarantine, state
 from replicator.target.anew import start_over
 from replicator.target.role import may_be_replica
-from snapshot.anew import find_break
+from snapshot.anew import SlotWatch, find_break
 from snapshot.clear import empty, refuse_outsiders, refuse_rows, truncate
 from snapshot.copy import read_lookup
 from snapshot.export import ExportedSnapshot, cancelled_by, export_snapshot
@@ -53,8 +52,6 @@ from snapshot.progress import Progress, Tracker
 from snapshot.schedule import Schedule
 
 _log = get_logger(__name__)
-
-_WATCH_EVERY_S = 2.0
 
 _States = dict[TableName, state.TableState]
 
@@ -126,13 +123,6 @@ def recopy(
     return job.guarded(lambda: job.recopy(chosen))
 
 
-@dataclass
-class _Watch:
-    """When the slot is to be looked at again; monotonic."""
-
-    due: float = 0.0
-
-
 @dataclass(frozen=True)
 class _Job:
     settings: Settings
@@ -143,7 +133,6 @@ class _Job:
     truncate: bool
     progress: Callable[[Progress], None] | None
     executor: Executor | None
-    slot_watch: _Watch = field(default_factory=_Watch)
 
     def guarded(self, work: Callable[[], bool]) -> bool:
         try:
@@ -280,12 +269,6 @@ class _Job:
         assert checkpoint is not None  # there is a phase beyond `new`
         require_slot(self.source, self.slot, checkpoint.database, checkpoint.applied_lsn)
 
-    def _watch_slot(self) -> None:
-        """Every few seconds: rows that are copied under a slot which is lost by now are of no use."""
-        if time.monotonic() >= self.slot_watch.due:
-            self._require_slot()
-            self.slot_watch.due = time.monotonic() + _WATCH_EVERY_S
-
     def _require_publication(self, may_lack: Collection[TableName], states: _States) -> None:
         published = {name: each.published for name, each in states.items()}
         require_publication(self.source, self.publication, self.routes, may_lack=may_lack, published=published)
@@ -337,7 +320,7 @@ class _Job:
         total_bytes = sum(copy.bytes_estimate for copy in copies.values())
         with Pool(options.workers, total_bytes, self.executor) as pool, self._no_orphans():
             schedule = Schedule(self.settings, self.writer, pool, tracker, self.stop, replica=replica)
-            schedule.copy(copies, snapshot, published.tables, self._watch_slot)
+            schedule.copy(copies, snapshot, published.tables, SlotWatch(self.source, self.slot))
 
     def _finish_copied(self, tables: list[Table]) -> None:
         """What an interrupted run left to do for tables whose rows are in."""
