@@ -81,6 +81,7 @@ def test_lost_under_live_writes_then_over_again_to_the_cutover(make_narrow: Call
             assert site.wal_status() == "reserved"
             site.done("cutover", "--yes")
             service.ends(0)
+    site.close()  # the cutover has ended the source's sessions
     site.source_dsn = make_conninfo(site.source_dsn, options="-c default_transaction_read_only=off")
     site.assert_equal("orders", "notes")
     assert site.value("target", "SELECT count(*) FROM customers") == site.value(
