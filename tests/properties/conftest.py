@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
+from pathlib import Path
+from random import Random, SystemRandom
 from typing import Any
 
 import psycopg
 import pytest
 
 from tests.conftest import _PAIRS, DatabasePair, no_server
+from tests.endurance.process import say, tail
+from tests.endurance.rig import Rig, plain
 from tests.pairs import Servers, drop_database
 from tests.properties.world import empty, prepare
 from tests.stream.case import Case
@@ -56,3 +61,36 @@ def make_case(pair: DatabasePair) -> Iterator[Callable[..., Case]]:
     yield make
     for case in made:
         case.close()
+
+
+@pytest.fixture
+def random() -> Random:
+    """The seed is printed, and shown if the test fails. The same variable repeats it."""
+    seed = int(os.environ.get("REPLICATOR_TEST_SEED") or SystemRandom().randrange(1, 2**31))
+    say(f"REPLICATOR_TEST_SEED={seed}")
+    return Random(seed)
+
+
+@pytest.fixture
+def overlap_rig(servers: Servers, fresh_database: Callable[..., str], tmp_path: Path) -> Iterator[Callable[..., Rig]]:
+    """``overlap_rig(DDL)`` → the tables on both sides of fresh databases, and a service that does not run yet."""
+    rigs: list[Rig] = []
+
+    def make(ddl: str, **settings: str) -> Rig:
+        source, target = servers.pair(*_PAIRS[0])
+        pair = DatabasePair(source, target, fresh_database(source), fresh_database(target))
+        for dsn in (pair.source_dsn, pair.target_dsn):
+            with psycopg.connect(dsn) as conn:
+                conn.execute(ddl)
+        slot = str(psycopg.conninfo.conninfo_to_dict(pair.source_dsn)["dbname"])
+        rig = plain(pair, tmp_path, REPLICATOR_SOURCE__SLOT=slot, **settings)
+        rig.slot = slot
+        rigs.append(rig)
+        return rig
+
+    if not _PAIRS:
+        no_server("no PostgreSQL server: neither in the environment, nor Docker, nor programs here")
+    yield make
+    for rig in rigs:
+        rig.close()
+        say(tail(rig.service.log, 100))

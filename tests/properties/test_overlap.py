@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from random import Random
 from typing import Any
@@ -10,7 +9,6 @@ from typing import Any
 import psycopg
 import pytest
 
-from tests.endurance.process import say
 from tests.stream.case import Case
 
 # `log` has no key: what is applied twice shows. `latest` is written right before each commit: the order shows.
@@ -58,13 +56,19 @@ class Writer:
 
 
 class Writers:
-    def __init__(self, case: Case, count: int) -> None:
-        self.all = [Writer(case.pair.source_dsn) for _ in range(count)]
+    def __init__(self, dsn: str, count: int) -> None:
+        self.all = [Writer(dsn) for _ in range(count)]
         self.last_tx = 0
 
     def next_tx(self) -> int:
         self.last_tx += 1
         return self.last_tx
+
+    def end_all(self, random: Random) -> None:
+        for writer in self.all:
+            if writer.open:
+                writer.end(random.random() < 0.5)
+        self.close()
 
     def close(self) -> None:
         for writer in self.all:
@@ -100,14 +104,6 @@ def play(writers: Writers, order: Sequence[int], steps: int, commits: Sequence[b
         done[at] += 1
 
 
-@pytest.fixture
-def random() -> Random:
-    """The same variable repeats it."""
-    seed = int(os.environ.get("REPLICATOR_TEST_SEED") or Random().randrange(1, 2**31))
-    say(f"REPLICATOR_TEST_SEED={seed}")
-    return Random(seed)
-
-
 def check(case: Case, writers: Writers) -> None:
     """Equal, and the effects counted: what was committed is there once."""
     case.same(*TABLES)
@@ -119,7 +115,7 @@ def test_every_order_of_begins_and_commits(make_case, random):
     """All orders of three transactions of three steps, and of four of two; some of them roll back."""
     assert (len(set(interleavings(3, 3))), len(set(interleavings(4, 2)))) == (280, 105)
     case = make_case(DDL, seed=SEED)
-    writers = Writers(case, 5)
+    writers = Writers(case.pair.source_dsn, 5)
     orders = [(order, steps) for number, steps in ((3, 3), (4, 2)) for order in interleavings(number, steps)]
     random.shuffle(orders)
     case.start()
@@ -153,14 +149,13 @@ def churn(make_case: Any, random: Random, *, max_batch_rows: int, steps: int) ->
     case = make_case(DDL, seed=SEED, stream={"max_batch_rows": max_batch_rows})
     case.source.execute(f"ALTER DATABASE {case.source.info.dbname} SET {_SPILL}")
     try:
-        writers = Writers(case, 30)
+        writers = Writers(case.pair.source_dsn, 30)
         case.start()
         for _ in range(steps):
-            step(case, writers, random)
-        for writer in writers.all:
-            if writer.open:
-                writer.end(random.random() < 0.5)
-        writers.close()
+            step(writers, random)
+            if random.random() < 0.006:
+                (case.stop if case.running else case.start)()
+        writers.end_all(random)
         check(case, writers)
         [(spilled,)] = case.source.execute(
             "SELECT spill_txns FROM pg_stat_replication_slots WHERE slot_name = %s", [case.slot]
@@ -170,16 +165,11 @@ def churn(make_case: Any, random: Random, *, max_batch_rows: int, steps: int) ->
         case.source.execute(f"ALTER DATABASE {case.source.info.dbname} RESET logical_decoding_work_mem")
 
 
-def step(case: Case, writers: Writers, random: Random) -> None:
-    """One step of a transaction; now and then the stream stops or begins anew."""
+def step(writers: Writers, random: Random) -> None:
+    """One step of one transaction."""
     writer = random.choice(writers.all)
     chance = random.random()
-    if chance < 0.006:
-        if case.running:
-            case.stop()
-        else:
-            case.start()
-    elif not writer.open:
+    if not writer.open:
         writer.begin(writers.next_tx())
     elif chance < 0.4:
         writer.end(random.random() < 0.8)

@@ -2,34 +2,29 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from replicator.model.change import Op
 from replicator.model.row import UNCHANGED, Row
 from replicator.stream.batch import Batch, Coalesced, Event, Net, Truncation, Unmap, coalesce
-from replicator.stream.relations import RoutedTable
+from tests.stream.history import (
+    INSERT,
+    T,
+    World,
+    X,
+    apply_event,
+    dele,
+    extra_of,
+    histories,
+    ins,
+    merged,
+    plain,
+    upd,
+)
 from tests.stream.made import row, simple
-
-INSERT, UPDATE, DELETE = Op.INSERT, Op.UPDATE, Op.DELETE
-X = UNCHANGED
-T = simple()
-
-
-def ins(*values, of=T):
-    return (INSERT, of, None, row(*values))
-
-
-def upd(*values, old=None, of=T):
-    return (UPDATE, of, None if old is None else row(*old), row(*values))
-
-
-def dele(*key, of=T):
-    return (DELETE, of, row(*key), None)
 
 
 def net(*events, **options) -> Net:
@@ -170,51 +165,7 @@ def test_absorbing_a_batch():
     assert first.map_changes == {("m", "x"): None, ("m", "y"): "1"}
 
 
-# ── the model: tables as dicts of rows by key, or counters of rows ─────────────────────────────────────
-
-KEYED, DEFAULTED = simple("keyed"), simple("defaulted", extra=True)
-BAG = simple("bag", key=(), identity="f")
-World = dict[str, Any]  # keyed: {key: (row, extra)}; bag: Counter of rows
-
-
-def empty() -> World:
-    return {"keyed": {}, "defaulted": {}, "bag": Counter()}
-
-
-def merged(new: Row, old: Row) -> Row:
-    return tuple(b if a is UNCHANGED else a for a, b in zip(new, old, strict=True))
-
-
-def extra_of(table: RoutedTable) -> str:
-    """What a new row has in the column that only the target fills."""
-    return "default" if table is DEFAULTED else ""
-
-
-def apply_event(world: World, event: Event) -> None:
-    """As a server would: every change must find its row, every key must be free."""
-    if isinstance(event, Truncation):
-        for table in event.tables:
-            world[str(table)].clear()
-        return
-    assert not isinstance(event, Unmap)
-    op, table, old_key, new = event
-    rows = world[str(table)]
-    if not table.has_key:
-        if op is not INSERT:
-            assert rows[old_key] > 0
-            rows[old_key] -= 1
-        if op is not DELETE:
-            rows[merged(new, old_key) if op is UPDATE else new] += 1
-    elif op is INSERT:
-        assert table.key_of(new) not in rows
-        rows[table.key_of(new)] = (new, extra_of(table))
-    elif op is DELETE:
-        del rows[old_key]
-    else:
-        old, extra = rows.pop(old_key if old_key is not None else table.key_of(new))
-        full = merged(new, old)
-        assert table.key_of(full) not in rows
-        rows[table.key_of(full)] = (full, extra)
+# ── the whole, against the model ───────────────────────────────────────────────────────────────────────
 
 
 def apply_sets(world: World, segment: Coalesced) -> None:
@@ -238,66 +189,17 @@ def apply_sets(world: World, segment: Coalesced) -> None:
                 rows[new] += 1
 
 
-@st.composite
-def histories(draw) -> tuple[World, World, list[Event]]:
-    """A world (twice), and events that are valid in it, one after the other."""
-    world, copy, reference = empty(), empty(), empty()
-    for id_ in draw(st.sets(st.integers(0, 4))):
-        for one in (world, copy, reference):
-            for name in ("keyed", "defaulted"):
-                one[name][row(id_)] = (row(id_, 100, 100), "ours" if name == "defaulted" else "")
-    events: list[Event] = []
-    values = st.integers(0, 9)
-    for _ in range(draw(st.integers(0, 25))):
-        table: RoutedTable = draw(st.sampled_from([KEYED, KEYED, KEYED, DEFAULTED, BAG]))
-        event = draw_event(draw, table, reference[str(table)], values)
-        if event is not None:
-            apply_event(reference, event)
-            events.append(event)
-    return world, copy, events
-
-
-def draw_event(draw, table: RoutedTable, rows: Any, values) -> Event | None:
-    kind = draw(st.sampled_from("iiiuuuukkdddt"))
-    if kind == "t":
-        return Truncation((table,), False) if draw(st.booleans()) else None
-    if not table.has_key:
-        present = sorted(one for one, count in rows.items() if count)
-        if kind == "i" or not present:
-            return ins(draw(st.integers(0, 1)), 1, 1, of=table)
-        old = draw(st.sampled_from(present))
-        return (
-            (DELETE, table, old, None)
-            if kind == "d"
-            else (UPDATE, table, old, (old[0], *row(draw(st.integers(0, 1)), 1)))
-        )
-    here = sorted(rows)
-    free = sorted({row(i) for i in range(6)} - rows.keys())
-    if kind == "i":
-        return (INSERT, table, None, (*draw(st.sampled_from(free)), *row(draw(values), draw(values)))) if free else None
-    if not here:
-        return None
-    key = draw(st.sampled_from(here))
-    if kind == "d":
-        return (DELETE, table, key, None)
-    fields = [UNCHANGED if draw(st.booleans()) else row(draw(values))[0] for _ in range(2)]
-    if kind == "u":
-        return (UPDATE, table, None, (*key, *fields))
-    return (UPDATE, table, key, (*draw(st.sampled_from(free)), *fields)) if free else None
-
-
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=300, deadline=None)
 @given(histories(), st.booleans())
 def test_segments_do_what_the_events_do_in_order(history, key_changes):
-    world, copy, events = history
+    world, events = history
+    coalesced = {name: rows.copy() for name, rows in world.items()}
     for event in events:
         apply_event(world, event)
     for segment in coalesce(events, key_changes=key_changes):
         if isinstance(segment, dict):
-            apply_sets(copy, segment)
+            apply_sets(coalesced, segment)
         else:
             for event in segment:
-                apply_event(copy, event)
-    assert {name: +rows if isinstance(rows, Counter) else rows for name, rows in copy.items()} == {
-        name: +rows if isinstance(rows, Counter) else rows for name, rows in world.items()
-    }
+                apply_event(coalesced, event)
+    assert plain(coalesced) == plain(world)
