@@ -12,7 +12,7 @@ from replicator.routing.route import Route
 from replicator.stream.batch import Event, Net, RowEvent, Truncation
 from replicator.stream.relations import RoutedTable
 from replicator.target.rowtypes import RowType
-from replicator.target.statements import RowArray, TableStatements, truncate
+from replicator.target.statements import TableStatements, truncate
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +86,7 @@ class Composer:
                 return [Step(statements.delete, (statements.keys([old_key]),), expected, op, str(table))]
             return [Step(statements.delete_whole, (statements.rows([old_key]),), expected, op, str(table))]
         assert row is not None
-        return self._update(statements, old_key, row, str(table))
+        return self._update(table, old_key, row)
 
     def _truncation(self, event: Truncation) -> list[Step]:
         tables = [self.statements(table) for table in event.tables]
@@ -95,20 +95,25 @@ class Composer:
         statement = truncate(tables, restart_identity=event.restart_identity)
         return [Step(statement, (), None, Op.TRUNCATE, ", ".join(map(str, event.tables)))]
 
-    @staticmethod
-    def _update(statements: TableStatements, old_key: Row | None, row: Row, name: str) -> list[Step]:
+    def _update(self, table: RoutedTable, old_key: Row | None, row: Row) -> list[Step]:
+        statements, name = self.statements(table), str(table)
         assigned = tuple(at for at, value in enumerate(row) if value is not UNCHANGED)
         rows = statements.rows([row])
-        parameters: tuple[RowArray, ...]
-        statement: bytes | None
-        if not statements.key:
-            assert old_key is not None
-            statement, parameters = statements.update_whole(assigned), (rows, statements.rows([old_key]))
-        elif old_key is not None:
-            statement, parameters = statements.update_key(assigned), (rows, statements.keys([old_key]))
+        if statements.key and old_key is None:
+            statement = statements.update(assigned)
+            return [] if statement is None else [Step(statement, (rows,), 1, Op.UPDATE, name)]
+        assert old_key is not None
+        if statements.key:
+            statement = statements.update_key(assigned)
+            old, new = statements.keys([old_key]), statements.keys([table.key_of(row)])
         else:
-            statement, parameters = statements.update(assigned), (rows,)
-        return [] if statement is None else [Step(statement, parameters, 1, Op.UPDATE, name)]
+            statement = statements.update_whole(assigned)
+            old, new = statements.rows([old_key]), rows
+        if self._replica_role or not table.route.target.foreign_keys:
+            return [Step(statement, (rows, old), 1, Op.UPDATE, name)]
+        # The target's own ON UPDATE CASCADE or ON DELETE SET NULL may have been here before us: then there is no old
+        # row any more, but the new one, and that one there must be in either case.
+        return [Step(statement, (rows, old), None, Op.UPDATE, name), Step(statement, (rows, new), 1, Op.UPDATE, name)]
 
 
 def has_deletes(events: Sequence[Event]) -> bool:

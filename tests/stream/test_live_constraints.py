@@ -193,3 +193,34 @@ def test_a_row_that_breaks_a_live_constraint_stops_the_stream(make_plain):
     error = case.fails(RowRejected)
     assert "b refuses an insert (b_a_fkey)" in error.message
     assert case.rows("SELECT count(*) FROM a") == [(0,)]
+
+
+def test_rows_without_a_key_that_the_target_has_changed_by_itself(make_plain):
+    """Its own SET NULL or CASCADE comes before the stream's change, whose old row is no more."""
+    case = make_plain(
+        "CREATE TABLE p (id int PRIMARY KEY);"
+        "CREATE TABLE n (p int REFERENCES p ON DELETE SET NULL, v text); ALTER TABLE n REPLICA IDENTITY FULL;"
+        "CREATE TABLE u (p int REFERENCES p ON UPDATE CASCADE, v text); ALTER TABLE u REPLICA IDENTITY FULL;"
+        "CREATE TABLE d (p int DEFAULT 9 REFERENCES p ON DELETE SET DEFAULT, v text);"
+        "ALTER TABLE d REPLICA IDENTITY FULL;",
+        seed="INSERT INTO p SELECT generate_series(1, 9);"
+        "INSERT INTO n VALUES (1, 'a'), (1, 'a'), (2, 'a'), (NULL, 'a');"
+        "INSERT INTO u VALUES (3, 'a'), (3, 'a'), (4, 'a');"
+        "INSERT INTO d VALUES (5, 'a'), (9, 'a'), (6, 'a');",
+    )
+    case.execute("DELETE FROM p WHERE id = 1", "UPDATE p SET id = 30 WHERE id = 3", "DELETE FROM p WHERE id = 5")
+    case.same("p", "n", "u", "d")
+    case.execute("UPDATE n SET v = 'b' WHERE p IS NULL", "DELETE FROM p WHERE id IN (2, 6)", "UPDATE u SET v = 'c'")
+    case.same("p", "n", "u", "d")
+
+
+def test_a_key_that_the_target_has_changed_by_itself(make_plain):
+    """ON UPDATE CASCADE reaches the key of the child, on the target too: the stream's old key is no more."""
+    case = make_plain(
+        "CREATE TABLE p (id int PRIMARY KEY);"
+        "CREATE TABLE q (p int REFERENCES p ON UPDATE CASCADE, n int, v text, PRIMARY KEY (p, n));",
+        seed="INSERT INTO p VALUES (1), (2); INSERT INTO q VALUES (1, 1, 'a'), (1, 2, 'b'), (2, 1, 'c');",
+    )
+    case.execute("UPDATE p SET id = 10 WHERE id = 1", "UPDATE q SET v = 'z' WHERE n = 1")
+    case.execute("INSERT INTO p VALUES (1)", "UPDATE q SET p = 1 WHERE (p, n) = (10, 2)")
+    case.same("p", "q")
