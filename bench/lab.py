@@ -6,12 +6,13 @@ import itertools
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import psutil
 import psycopg
 from psycopg import sql
 
@@ -59,6 +60,16 @@ class Lab:
         """Before each timed run: what earlier ones left to write is written now."""
         for server in (self.source, self.target):
             execute(server.dsn(), "CHECKPOINT")
+
+    def server_cpu_s(self) -> float:
+        """CPU time of both servers so far, all their processes together, those that have ended included."""
+        total = 0.0
+        for server in (self.source, self.target):
+            postmaster = psutil.Process(server.pid)
+            for process in (postmaster, *postmaster.children(recursive=True)):
+                with suppress(psutil.NoSuchProcess):
+                    total += sum(process.cpu_times()[:4])  # user, system, and of children that have ended both
+        return total
 
     def psql(self, dsn: str, script: Path) -> float:
         """Run a script; its seconds."""

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import psycopg
 
 from bench.data import live
-from bench.lab import Lab, execute, source_lsn, wait_until
+from bench.lab import Lab, execute, value, wait_until
 from bench.options import Options, Say
 from bench.peers import Peer, ours, subscription
 from bench.pulse import FUNCTION, SCHEMA, TABLE
@@ -62,25 +62,27 @@ def measure(lab: Lab, options: Options, report: Report, say: Say) -> None:
 
 
 def _ours(peer: ours.Stream, number: int, options: Options) -> Latency:
-    source = peer.source_dsn
+    assert peer.target_dsn is not None
     with peer.live() as service:
-        lsn = source_lsn(source)
-        assert peer.target_dsn is not None
-        wait_until(peer.target_dsn, f"SELECT applied_lsn >= '{lsn}' FROM replicator.checkpoint", 120)
-        latency = _run(peer.name, source, peer.target_dsn, number, options)
-        service.finish(timeout_s=30, sigterm=True)
+        _first_pulse(peer.source_dsn, peer.target_dsn)
+        latency = _run(peer.name, peer.source_dsn, peer.target_dsn, number, options)
+        service.finish(timeout_s=60, sigterm=True)
     return latency
 
 
 def _native(peer: subscription.Stream, number: int, options: Options) -> Latency:
-    source = peer.source_dsn
-    lsn = source_lsn(source)
-    peer.resume()
-    peer.wait_for(lsn)
     assert peer.target_dsn is not None
-    latency = _run(peer.name, source, peer.target_dsn, number, options)
+    peer.resume()
+    _first_pulse(peer.source_dsn, peer.target_dsn)
+    latency = _run(peer.name, peer.source_dsn, peer.target_dsn, number, options)
     peer.pause()
     return latency
+
+
+def _first_pulse(source_dsn: str, target_dsn: str) -> None:
+    """Returns when a change written now has arrived: the mover is awake and has nothing left to catch up with."""
+    mark = int(value(source_dsn, f"INSERT INTO public.{TABLE} SELECT -1, count(*) FROM public.{TABLE} RETURNING seq"))
+    wait_until(target_dsn, f"SELECT EXISTS (SELECT FROM public.{TABLE} WHERE (writer, seq) = (-1, {mark}))", 120)
 
 
 def _run(name: str, source_dsn: str, target_dsn: str, number: int, options: Options) -> Latency:

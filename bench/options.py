@@ -14,7 +14,7 @@ class Options:
 
     rounds: int = 3
     rows: int = 600_000
-    transactions: int = 30_000
+    transactions: int = 50_000
     many_tables: int = 120
     live_rows: int = 100_000
     latency_s: float = 10.0

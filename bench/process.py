@@ -43,7 +43,7 @@ class Program:
 
     def start(self) -> Self:
         self._output: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - closed by `finish`
-        self._cpu_before = _children_cpu_s()
+        self._cpu_before = children_cpu_s()
         self._started = time.monotonic()
         self._process = subprocess.Popen(
             self._command, stdin=subprocess.DEVNULL, stdout=self._output, stderr=subprocess.STDOUT, env=self._env
@@ -80,7 +80,7 @@ class Program:
         if code != 0:
             ended = f"gave up after {timeout_s:.0f} s" if code == -1 else f"exit code {code}"
             raise PeerFailed(f"{Path(self._command[0]).name}: {ended}: {_last_words(output)}")
-        return Usage(seconds, _children_cpu_s() - self._cpu_before, peak, output)
+        return Usage(seconds, children_cpu_s() - self._cpu_before, peak, output)
 
     def _read(self) -> bytes:
         # pread: the file's position is the program's own place to write at.
@@ -143,7 +143,8 @@ def _rss(process: psutil.Process) -> int:
         return 0
 
 
-def _children_cpu_s() -> float:
+def children_cpu_s() -> float:
+    """CPU time of all programs that this process has started and that have ended."""
     usage = resource.getrusage(resource.RUSAGE_CHILDREN)
     return usage.ru_utime + usage.ru_stime
 

@@ -83,7 +83,9 @@ class Line:
     ratio: float | None
     ratio_low: float | None
     ratio_high: float | None
-    cpu_us: float | None  # per change
+    session_ratio: float | None  # of the sessions alone
+    cpu_us: float | None  # per change, of the peer's processes
+    all_cpu_us: float | None  # per change, of both servers too
     peak_rss: int | None
     faults: tuple[str, ...]
 
@@ -100,7 +102,7 @@ def _line(peer: str, figures: Sequence[Figure], ours: dict[int, Figure]) -> Line
     valid = [(figure, figure.measured) for figure in runs if figure.valid and figure.measured is not None]
     if not valid:
         nothing = float("nan")
-        return Line(peer, nothing, nothing, nothing, None, 0, nothing, None, None, None, None, None, faults)
+        return Line(peer, nothing, nothing, nothing, None, 0, nothing, None, None, None, None, None, None, None, faults)
     seconds = [measured.seconds for _, measured in valid]
     ratios = [
         measured.seconds / mine.seconds
@@ -118,10 +120,21 @@ def _line(peer: str, figures: Sequence[Figure], ours: dict[int, Figure]) -> Line
         statistics.median(ratios) if ratios else None,
         min(ratios, default=None),
         max(ratios, default=None),
+        _median(_session_ratio(measured, ours.get(figure.round)) for figure, measured in valid),
         _median(None if m.cpu_s is None else m.cpu_s / figure.changes * 1e6 for figure, m in valid),
+        _median(
+            None if m.server_cpu_s is None else ((m.cpu_s or 0.0) + m.server_cpu_s) / figure.changes * 1e6
+            for figure, m in valid
+        ),
         max((measured.peak_rss for _, measured in valid if measured.peak_rss is not None), default=None),
         faults,
     )
+
+
+def _session_ratio(measured: Measured, ours: Figure | None) -> float | None:
+    if ours is None or ours.measured is None or not measured.stream_s or not ours.measured.stream_s:
+        return None
+    return measured.stream_s / ours.measured.stream_s
 
 
 def _median(values: Iterable[float | None]) -> float | None:
@@ -132,24 +145,33 @@ def _median(values: Iterable[float | None]) -> float | None:
 def comparison_table(figures: Sequence[Figure]) -> list[list[str]]:
     """Cells of one comparison, header first."""
     with_stream = any(figure.measured and figure.measured.stream_s is not None for figure in figures)
-    kind = "session, s" if with_stream else "of it schema, s"
-    rows = [["", "seconds, median (range)", kind, "rows/s", "× ours (range)", "CPU µs/row", "peak MB"]]
+    part = ["session, s", "× ours, session"] if with_stream else ["of it schema, s"]
+    rows = [["", "seconds, median (range)", "× ours (range)", *part, "rows/s", "CPU µs/row", "with servers", "peak MB"]]
     for line in lines(figures):
         if line.median_s != line.median_s:  # NaN: no valid run
-            rows.append([line.peer, "void", "", "", "", "", ""])
+            rows.append([line.peer, "void", *[""] * (len(rows[0]) - 2)])
         else:
-            part = line.stream_s if with_stream else line.schema_s
-            rows.append([
-                line.peer,
-                f"{line.median_s:.2f} ({line.low_s:.2f}–{line.high_s:.2f})",
-                "" if not part else f"{part:.2f}",
-                f"{line.per_second:,.0f}",
-                "" if line.ratio is None else f"{line.ratio:.2f} ({line.ratio_low:.2f}–{line.ratio_high:.2f})",
-                "" if line.cpu_us is None else f"{line.cpu_us:.1f}",
-                "" if not line.peak_rss else f"{line.peak_rss / 1e6:.0f}",
-            ])  # fmt: skip
+            rows.append(_cells(line, with_stream))
         rows += [[f"  void: {fault}"] for fault in line.faults]
     return rows
+
+
+def _cells(line: Line, with_stream: bool) -> list[str]:
+    part = [_number(line.stream_s), _number(line.session_ratio)] if with_stream else [_number(line.schema_s or None)]
+    return [
+        line.peer,
+        f"{line.median_s:.2f} ({line.low_s:.2f}–{line.high_s:.2f})",
+        "" if line.ratio is None else f"{line.ratio:.2f} ({line.ratio_low:.2f}–{line.ratio_high:.2f})",
+        *part,
+        f"{line.per_second:,.0f}",
+        _number(line.cpu_us, 1),
+        _number(line.all_cpu_us, 1),
+        "" if not line.peak_rss else f"{line.peak_rss / 1e6:.0f}",
+    ]
+
+
+def _number(value: float | None, digits: int = 2) -> str:
+    return "" if value is None else f"{value:.{digits}f}"
 
 
 def show(rows: Sequence[Sequence[str]]) -> str:

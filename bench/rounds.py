@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from typing import TypeVar
 
 from bench.lab import Lab, difference
@@ -24,8 +25,10 @@ def rotated(peers: Sequence[P], number: int) -> list[P]:
 def timed(lab: Lab, peer: Peer) -> tuple[Measured | None, str | None]:
     """Run it once: what it took, or why it failed."""
     lab.calm()
+    before = lab.server_cpu_s()
     try:
-        return peer.run(), None
+        measured = peer.run()
+        return replace(measured, server_cpu_s=lab.server_cpu_s() - before), None
     except (PeerFailed, TimeoutError) as exc:
         return None, str(exc)
 

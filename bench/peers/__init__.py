@@ -22,6 +22,7 @@ class Measured:
         stream_s: of these, from the start of the replication session until it had caught up; None: no stream.
         schema_s: of these, creating tables and types where the peer does not do it by itself.
         cpu_s: CPU time of the peer's own processes; None: it runs inside the server.
+        server_cpu_s: CPU time of both servers meanwhile; whoever times the run fills it in.
         peak_rss: bytes, of the peer's own processes.
     """
 
@@ -30,6 +31,7 @@ class Measured:
     schema_s: float = 0.0
     cpu_s: float | None = None
     peak_rss: int | None = None
+    server_cpu_s: float | None = None
 
 
 @dataclass(frozen=True)

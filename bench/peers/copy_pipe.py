@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from bench.lab import value
 from bench.peers import Case, Measured
-from bench.process import PeerFailed
+from bench.process import PeerFailed, children_cpu_s
 
 # With more tables than this, starting two programs for each is most of the time, which limits nobody.
 _MOST_TABLES = 50
@@ -40,10 +40,10 @@ class Snapshot:
         )
 
     def run(self) -> Measured:
-        started = time.monotonic()
+        started, cpu_before = time.monotonic(), children_cpu_s()
         with ThreadPoolExecutor(self._case.workers) as pool:
             list(pool.map(self._copy, self._tables))
-        return Measured(time.monotonic() - started)
+        return Measured(time.monotonic() - started, cpu_s=children_cpu_s() - cpu_before)
 
     def _copy(self, table: str) -> None:
         assert self.target_dsn is not None
