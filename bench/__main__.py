@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import os
+import signal
 import sys
 import tempfile
 import time
@@ -37,6 +39,7 @@ def main() -> int:
     options = _options(given)
     sections = [name for name in SECTIONS if name in given.sections or "all" in given.sections or not given.sections]
     started = time.monotonic()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: what was measured is told and kept
     with (
         tempfile.TemporaryDirectory(prefix="replicator-bench-") as directory,
         start_lab(Path(directory), durable=options.durable, pair=options.pair) as lab,
@@ -44,18 +47,25 @@ def main() -> int:
         report = Report(_about(lab, options))
         for key, told in report.about.items():
             say(f"{key}: {told}")
-        for name in sections:
-            say(f"\n{name}")
-            SECTIONS[name](lab, options, report, say)
-    report.about["minutes"] = round((time.monotonic() - started) / 60, 1)
-    _tell(report)
+        try:
+            for name in sections:
+                say(f"\n{name}")
+                SECTIONS[name](lab, options, report, say)
+        finally:
+            report.about["minutes"] = round((time.monotonic() - started) / 60, 1)
+            report.about["machine"]["load_after"] = round(os.getloadavg()[0], 2)
+            _tell(report)
+            _write(report, given)
+    return 1 if any(figure.peer == "replicator" and not figure.valid for figure in report.figures) else 0
+
+
+def _write(report: Report, given: argparse.Namespace) -> None:
     if given.json:
         report.write_json(given.json)
-    if given.plot:
-        plot(report, given.plot)
     if given.markdown:
         given.markdown.write_text(markdown(report))
-    return 1 if any(figure.peer == "replicator" and not figure.valid for figure in report.figures) else 0
+    if given.plot:
+        plot(report, given.plot)
 
 
 def say(line: str) -> None:

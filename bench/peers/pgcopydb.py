@@ -6,14 +6,13 @@ import os
 import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import psycopg
 
 from bench.lab import execute, source_lsn
 from bench.peers import Case, Measured
-from bench.process import PeerFailed, Program, run
+from bench.process import PeerFailed, run
 
 SLOT = "pgcopydb"
 
@@ -108,13 +107,8 @@ class Stream(_Pgcopydb):
         """The source is quiet: slot first, then the clone, and nothing falls between."""
         self.target_dsn = self._case.lab.new_target("followed")
         self._broken = ""
-        with Program([program() or "", "snapshot", "--dir", str(self._work)], env=self._env()) as snapshot:
-            while not (self._work / "snapshot").exists():
-                if not snapshot.running:
-                    raise PeerFailed("pgcopydb snapshot has ended")
-                time.sleep(0.05)
-            self._pgcopydb("stream", "setup")
-            self._clone("--resume", "--not-consistent")
+        self._pgcopydb("stream", "setup", "--not-consistent")
+        self._clone("--resume", "--not-consistent")
         execute(self._case.source_dsn, "UPDATE pgcopydb.sentinel SET apply = true")
 
     def run(self) -> Measured:
@@ -122,7 +116,7 @@ class Stream(_Pgcopydb):
             raise PeerFailed(f"stuck since: {self._broken}")
         lsn = source_lsn(self._case.source_dsn)
         execute(self._case.source_dsn, f"UPDATE pgcopydb.sentinel SET endpos = '{lsn}'")
-        measured, output = self._pgcopydb("follow", "--resume", "--not-consistent", "--endpos", lsn, timeout_s=300)
+        measured, output = self._pgcopydb("follow", "--resume", "--not-consistent", "--endpos", lsn, timeout_s=60)
         if " ERROR " in output:
             # It ends with exit code 0 all the same, and does not get past that change in another run.
             self._broken = next(line for line in output.splitlines() if " ERROR " in line).partition(" ERROR ")[2]
