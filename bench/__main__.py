@@ -81,6 +81,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--scale", type=float, default=1.0, help="times the default sizes")
     parser.add_argument("--rows", type=int, help=f"rows of a snapshot, default {default.rows:,}")
     parser.add_argument("--transactions", type=int, help=f"of the mix, per round, default {default.transactions:,}")
+    parser.add_argument("--partition-rows", type=int, nargs="+", help="sizes of the partitioned target")
     parser.add_argument("--workers", type=int, help=f"parallel copies of every peer, default {default.workers}")
     parser.add_argument("--durable", action=argparse.BooleanOptionalAction, default=True, help="fsync, on both servers")
     parser.add_argument("--pair", default="16:18", help="major versions of source and target")
@@ -104,6 +105,7 @@ def _options(given: argparse.Namespace) -> Options:
         pair=(int(source), int(target or source)),
         peers=tuple(given.peers),
         workloads=tuple(given.workloads),
+        partition_rows=tuple(given.partition_rows or options.partition_rows),
     )
 
 

@@ -42,7 +42,9 @@ def plot(report: Report, path: Path) -> None:
     )
     for axis, ((section, case), bars) in zip(axes[:, 0], shown, strict=True):
         _draw(axis, f"{section}: {case}", bars)
-    axes[-1, 0].set_xlabel("seconds, as a multiple of replicator's (shorter is faster); whiskers: range of the rounds")
+    axes[-1, 0].set_xlabel(
+        "seconds, as a multiple of replicator's (shorter is faster); whiskers: range of the rounds", fontsize=8
+    )
     about = report.about
     figure.suptitle(f"{about['source']} → {about['target']}, fsync {about['fsync']}", fontsize=9)
     figure.tight_layout()

@@ -28,7 +28,7 @@ def document(tmp_path_factory):
     words = ["stream", "--quick", "--no-durable", "--transactions", "60", "--scale", "0.1", "--workload", "mix"]
     done = subprocess.run(
         [sys.executable, "-m", "bench", *words, "--peer", "subscription", "--peer", "pg_recvlogical", "--json", path],
-        cwd=ROOT, capture_output=True, text=True, timeout=120,
+        cwd=ROOT, capture_output=True, text=True, timeout=250,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     return json.loads(path.read_text())
