@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import datetime as dt
 import re
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any, LiteralString
@@ -24,6 +25,7 @@ __all__ = [
 ]  # fmt: skip
 
 _opened: WeakSet[Connection] = WeakSet()  # for `hang_up`
+_opened_lock = threading.Lock()
 
 _PINS: dict[str, str] = {
     "client_encoding": "UTF8",
@@ -108,7 +110,8 @@ def connect(dsn: str, side: Side, *, purpose: str, replication: bool = False, au
     with translated(side):
         conninfo = _conninfo(dsn, side, purpose, replication)
         conn = Session.connect(conninfo, autocommit=True, prepare_threshold=None)
-        _opened.add(conn)
+        with _opened_lock:
+            _opened.add(conn)
         try:
             # A look goes to the one host of the DSN's that this session is on.
             here = make_conninfo(dsn, host=conn.info.host, port=conn.info.port, connect_timeout=LOOK_TIMEOUT_S)
@@ -125,7 +128,9 @@ def connect(dsn: str, side: Side, *, purpose: str, replication: bool = False, au
 
 def hang_up() -> None:
     """Cut every connection of this process. The servers roll back what was not committed."""
-    for conn in list(_opened):
+    with _opened_lock:
+        connections = list(_opened)
+    for conn in connections:
         sever(conn)
 
 
