@@ -42,6 +42,7 @@ class Source(_Section):
     dsn: str = Field(default="", repr=False)
     slot: str = Field(default="replicator", pattern=r"^[a-z0-9_]{1,63}$")
     publication: str = Field(default="replicator", min_length=1, max_length=63)
+    failover: bool = True
 
 
 class Target(_Section):

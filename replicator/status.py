@@ -44,6 +44,7 @@ class SlotStatus:
     safe_bytes: int | None
     seconds_until_lost: float | None
     invalidation_reason: str | None = None  # server 17+
+    failover: bool = False  # standbys keep it too
 
 
 @dataclass(frozen=True, slots=True)
@@ -248,6 +249,7 @@ class StatusReader:
             safe_bytes=0 if slot.is_lost else slot.safe_bytes,
             seconds_until_lost=self._forecast.seconds_until_lost(slot, lag_bytes=lag_bytes, lag_seconds=lag_seconds),
             invalidation_reason=slot.invalidation_reason,
+            failover=slot.failover,
         )
 
 

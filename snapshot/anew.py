@@ -11,6 +11,7 @@ from replicator.errors import SlotLost
 from replicator.model.schema import TableName
 from replicator.postgres.connection import Connection
 from replicator.routing.route import Route
+from replicator.source.history import require_history
 from replicator.source.publication import require_publication
 from replicator.source.slot import require_slot
 from replicator.target.state import Checkpoint, TableState
@@ -50,7 +51,7 @@ def find_break(
     """
     copied = {name for name, each in states.items() if each.state == "copied"}
     try:
-        require_slot(source, checkpoint.slot, checkpoint.database, checkpoint.applied_lsn)
+        require_position(source, settings, checkpoint, states)
         require_publication(
             source,
             settings.source.publication,
@@ -61,3 +62,21 @@ def find_break(
     except SlotLost as exc:
         return exc
     return None
+
+
+def require_position(
+    source: Connection, settings: Settings, checkpoint: Checkpoint, states: Mapping[TableName, TableState]
+) -> int:
+    """Make sure that the slot can stream from the checkpoint, and that all we have is part of the source's history.
+
+    Returns:
+        The source's timeline.
+
+    Raises:
+        SlotLost: it cannot, or is not.
+        StateError: the slot is not ours, or the source was left behind by a failover.
+    """
+    furthest = max([checkpoint.applied_lsn, *(each.snapshot_lsn for each in states.values() if each.snapshot_lsn)])
+    timeline = require_history(source, settings.source.dsn, timeline=checkpoint.timeline, lsn=furthest)
+    require_slot(source, checkpoint.slot, checkpoint.database, checkpoint.applied_lsn)
+    return timeline

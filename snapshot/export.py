@@ -44,7 +44,7 @@ class ExportedSnapshot:
 
 @contextmanager
 def export_snapshot(
-    dsn: str, slot: str, tables: Collection[Table], *, temporary: bool, stop: threading.Event
+    dsn: str, slot: str, tables: Collection[Table], *, temporary: bool, failover: bool, stop: threading.Event
 ) -> Iterator[ExportedSnapshot]:
     """Create ``slot`` and hold its snapshot until the end of the block.
 
@@ -61,7 +61,7 @@ def export_snapshot(
             translated("source"),
         ):
             _log.info("taking a snapshot once the transactions that are writing now have ended", slot=slot)
-            created = create_slot(session, slot, temporary=temporary)
+            created = create_slot(session, slot, temporary=temporary, failover=failover)
             begin_reading(holder, created.snapshot_name)
             _lock(holder, tables)
             _refuse_changed(holder, tables)

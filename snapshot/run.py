@@ -30,19 +30,13 @@ from replicator.postgres.catalog import server_identity
 from replicator.postgres.connection import Connection, connect, query, translated
 from replicator.routing.idmap import MapSpec
 from replicator.routing.route import Route
+from replicator.source.history import load_position
 from replicator.source.publication import ensure_publication, require_publication
-from replicator.source.slot import (
-    drop_slot,
-    end_creation,
-    load_slot,
-    refuse_other_kind,
-    require_slot,
-    slot_exists,
-)
+from replicator.source.slot import drop_slot, end_creation, load_slot, refuse_other_kind, slot_exists
 from replicator.target import idmaps, indexes, quarantine, state
 from replicator.target.anew import start_over
 from replicator.target.role import may_be_replica
-from snapshot.anew import SlotWatch, find_break
+from snapshot.anew import SlotWatch, find_break, require_position
 from snapshot.clear import empty, refuse_outsiders, refuse_rows, truncate
 from snapshot.copy import read_lookup
 from snapshot.export import ExportedSnapshot, cancelled_by, export_snapshot
@@ -178,6 +172,7 @@ class _Job:
         states = state.load_table_states(self.writer, self.slot)
         broken = find_break(self.source, self.settings, self.routes, checkpoint, states)
         if broken is None:
+            self._note_timeline(load_position(self.source)[0])
             return checkpoint.phase
         if not (self.truncate and all_tables):
             raise broken
@@ -218,6 +213,7 @@ class _Job:
                 failpoint("after_slot", self.writer)
                 with self.writer.transaction():
                     state.create_checkpoint(self.writer, self.slot, snapshot.lsn, *identity)
+                    self._note_timeline(load_position(snapshot.holder)[0])
                     state.add_table_states(self.writer, self.slot, [route.name for route in self.routes])
                     if ours:
                         empty(self.writer, ours, replica=may_be_replica(self.writer))
@@ -267,7 +263,12 @@ class _Job:
     def _require_slot(self) -> None:
         checkpoint = state.load_checkpoint(self.writer, self.slot)
         assert checkpoint is not None  # there is a phase beyond `new`
-        require_slot(self.source, self.slot, checkpoint.database, checkpoint.applied_lsn)
+        states = state.load_table_states(self.writer, self.slot)
+        self._note_timeline(require_position(self.source, self.settings, checkpoint, states))
+
+    def _note_timeline(self, timeline: int) -> None:
+        """What is copied from here on is of this timeline."""
+        state.set_timeline(self.writer, self.slot, timeline)
 
     def _require_publication(self, may_lack: Collection[TableName], states: _States) -> None:
         published = {name: each.published for name, each in states.items()}
@@ -334,7 +335,8 @@ class _Job:
 
     def _export(self, slot: str, *, temporary: bool) -> AbstractContextManager[ExportedSnapshot]:
         tables = [route.source for route in self.routes]
-        return export_snapshot(self.settings.source.dsn, slot, tables, temporary=temporary, stop=self.stop)
+        source = self.settings.source
+        return export_snapshot(source.dsn, slot, tables, temporary=temporary, failover=source.failover, stop=self.stop)
 
     def _lookups(self) -> list[MapSpec]:
         return list({spec.name: spec for route in self.routes for spec in route.maps if spec.is_lookup}.values())

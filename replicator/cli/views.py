@@ -103,8 +103,9 @@ def show_plan(plan: Plan) -> None:
     out.print(table)
     if plan.publication_sql:
         out.print("[bold]created on the source[/], removed by `replicator teardown`:")
+        kind = "pgoutput, failover" if plan.failover else "pgoutput"
         out.print(
-            plain(f"  logical replication slot {plan.slot} (pgoutput), which keeps WAL until it is read"),
+            plain(f"  logical replication slot {plan.slot} ({kind}), which keeps WAL until it is read"),
             soft_wrap=True,
         )
         out.print(plain(f"  {plan.publication_sql};"), soft_wrap=True)
@@ -190,6 +191,7 @@ def _slot_line(status: Status) -> Text:
     if slot is None:
         return Text("none")
     parts = [" ", slot.name, ", active" if slot.active else ", not active", f", keeps {show_size(slot.retained_bytes)}"]
+    parts.insert(2, ", failover" if slot.failover else "")
     if slot.wal_status == "lost":
         parts.append(f" ({slot.invalidation_reason})" if slot.invalidation_reason else "")
     elif slot.safe_bytes is None:

@@ -204,6 +204,11 @@ def translate(exc: psycopg.Error, side: Side) -> ReplicatorError:
     text = f"{side}: {describe(exc)}"
     if primary and any(fragment in primary for fragment in _SLOT_LOST):
         return SlotLost(text, hint=f"the WAL it needs is gone: {NEW_SNAPSHOT}")
+    if primary == "recovery is in progress":
+        return TransientError(
+            f"{text}: it is a standby",
+            hint=f"the {side} DSN must lead to the primary; with several hosts, add target_session_attrs=primary",
+        )
     if isinstance(exc, _TRANSIENT_STATES):
         return TransientError(text)
     if exc.sqlstate is None and isinstance(exc, psycopg.OperationalError):

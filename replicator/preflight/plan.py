@@ -58,6 +58,7 @@ class Plan:
     slot: str
     publication: str
     publication_sql: str  # empty if there is no table
+    failover: bool  # the source's standbys are to keep the slot too
 
     @property
     def ok(self) -> bool:
@@ -78,6 +79,7 @@ class Plan:
                 "publication": self.publication,
                 "publication_sql": self.publication_sql,
                 "slot": self.slot,
+                "slot_failover": self.failover,
                 "logical_messages": "a fence at the cutover and a heartbeat every 5 s, with prefix replicator",
             },
         }
@@ -111,6 +113,7 @@ def _describe(settings: Settings, source: Connection, routes: Sequence[Route], f
         slot=settings.source.slot,
         publication=settings.source.publication,
         publication_sql=statement,
+        failover=settings.source.failover and source.info.server_version >= 170000,
     )
 
 

@@ -110,6 +110,7 @@ def _check_source(
     yield from _guarded("capacity", "source", lambda: source_server.check_capacity(conn, settings))
     yield from _guarded("role", "source", lambda: source_server.check_role(conn))
     yield from _guarded("max_slot_wal_keep_size", "source", lambda: source_server.check_wal_kept(conn, size))
+    yield from _guarded("failover", "source", lambda: source_server.check_failover(conn, settings))
     yield from _guarded("timeouts", "source", lambda: source_server.check_timeouts(conn))
     yield from _guarded("transactions", "source", lambda: source_server.check_transactions(conn))
     yield from _guarded("large_objects", "source", lambda: source_server.check_large_objects(conn))

@@ -115,6 +115,29 @@ def check_timeouts(conn: Connection) -> Iterator[Check]:
     yield passed("statement_timeout", "source", f"{default}off in our sessions")
 
 
+def check_failover(conn: Connection, settings: Settings) -> Iterator[Check]:
+    """Should the source fail over to a standby: will the slot be there, and the target not ahead?"""
+    name = "failover"
+    [(standbys,)] = query(
+        conn, "SELECT count(*) FROM pg_catalog.pg_replication_slots WHERE slot_type = 'physical' AND NOT temporary"
+    )
+    if not standbys:
+        yield passed(name, "source", "no standby has a slot here")
+    elif conn.info.server_version < 170000 or not settings.source.failover:
+        why = "servers before 17 keep no slot on standbys" if settings.source.failover else "source.failover is off"
+        yield warned(name, "source", f"{why}: a failover loses the slot", "avoid one until the cutover, or start over")
+    elif not setting(conn, "synchronized_standby_slots"):
+        yield warned(
+            name,
+            "source",
+            "synchronized_standby_slots is empty: after a failover the target may be ahead of its source, which is then"
+            " refused",
+            "name the standby's slot there, and set sync_replication_slots and hot_standby_feedback on the standby",
+        )
+    else:
+        yield passed(name, "source", f"the stream waits for {setting(conn, 'synchronized_standby_slots')}")
+
+
 def check_wal_kept(conn: Connection, estimated_bytes: int) -> Iterator[Check]:
     """``max_slot_wal_keep_size``: more WAL than that during a snapshot or a stop of the service loses the slot."""
     megabytes = int(setting(conn, "max_slot_wal_keep_size") or -1)

@@ -31,6 +31,7 @@ class SlotInfo:
     safe_bytes: int | None  # WAL that may still be written before it can be lost; None: no limit
     two_phase: bool
     invalidation_reason: str | None  # server 17+
+    failover: bool  # the source's standbys keep it too (server 17+)
     idle_seconds_left: float | None  # until idle_replication_slot_timeout may end it (server 18+); None: never
 
     @property
@@ -70,7 +71,8 @@ def load_slot(conn: Connection, name: str) -> SlotInfo | None:
                coalesce(wal_status, 'lost'), confirmed_flush_lsn::text, restart_lsn::text,
                coalesce(pg_catalog.pg_wal_lsn_diff(pg_catalog.pg_current_wal_lsn(), restart_lsn), 0)::bigint,
                safe_wal_size, coalesce(two_phase, false),
-               pg_catalog.to_jsonb(s) ->> 'invalidation_reason',  -- a column since 17
+               pg_catalog.to_jsonb(s) ->> 'invalidation_reason',  -- a column since 17, as is the next
+               coalesce((pg_catalog.to_jsonb(s) ->> 'failover')::boolean, false),
                CASE WHEN t.idle > '0' THEN  -- inactive_since: a column since 17
                    greatest(extract(epoch FROM (pg_catalog.to_jsonb(s) ->> 'inactive_since')::timestamptz
                                                + t.idle - clock_timestamp()), 0)::float8 END
@@ -82,7 +84,7 @@ def load_slot(conn: Connection, name: str) -> SlotInfo | None:
         name,
     )
     for slot_name, plugin, database, active, pid, wal_status, confirmed, restart, retained, safe, *rest in rows:
-        two_phase, reason, idle_left = rest
+        two_phase, reason, failover, idle_left = rest
         return SlotInfo(
             name=slot_name,
             plugin=plugin,
@@ -96,6 +98,7 @@ def load_slot(conn: Connection, name: str) -> SlotInfo | None:
             safe_bytes=None if safe is None else max(safe, 0),
             two_phase=two_phase,
             invalidation_reason=reason,
+            failover=failover,
             idle_seconds_left=idle_left,
         )
     return None
@@ -153,7 +156,7 @@ def create_slot(conn: Connection, name: str, *, temporary: bool = False, failove
     Args:
         conn: a session made with ``connect(…, replication=True)``.
         temporary: gone with the session.
-        failover: keep it on the standbys too (server 17+).
+        failover: let standbys keep it too; without effect on servers older than 17 and on temporary slots.
 
     Raises:
         StateError: the name is taken.
@@ -163,7 +166,7 @@ def create_slot(conn: Connection, name: str, *, temporary: bool = False, failove
     statement = sql.SQL("CREATE_REPLICATION_SLOT {}{} LOGICAL pgoutput {}").format(
         sql.Identifier(name),
         sql.SQL(" TEMPORARY" if temporary else ""),
-        sql.SQL(_options(conn.info.server_version, failover)),
+        sql.SQL(_options(conn.info.server_version, failover and not temporary)),
     )
     with translated("source"):
         try:
@@ -177,7 +180,18 @@ def create_slot(conn: Connection, name: str, *, temporary: bool = False, failove
 def _options(server_version: int, failover: bool) -> str:
     if server_version < 150000:
         return "EXPORT_SNAPSHOT"
-    return "(SNAPSHOT 'export', FAILOVER true)" if failover else "(SNAPSHOT 'export')"
+    return "(SNAPSHOT 'export', FAILOVER true)" if failover and server_version >= 170000 else "(SNAPSHOT 'export')"
+
+
+def alter_failover(conn: Connection, slot: SlotInfo, failover: bool) -> None:
+    """Let an existing slot be kept by standbys too, or not; without effect on servers older than 17.
+
+    Args:
+        conn: a session made with ``connect(…, replication=True)``; nobody reads the slot.
+    """
+    if conn.info.server_version >= 170000 and slot.failover != failover:
+        value = sql.SQL("true" if failover else "false")
+        conn.execute(sql.SQL("ALTER_REPLICATION_SLOT {} (FAILOVER {})").format(sql.Identifier(slot.name), value))
 
 
 def slot_exists(name: str) -> StateError:

@@ -29,7 +29,7 @@ from replicator.routing.route import Route
 from replicator.stream.applier import Applier
 from replicator.stream.assembler import Assembler
 from replicator.stream.batch import Batch
-from replicator.stream.guard import guard_start
+from replicator.stream.guard import guard_start, open_stream
 from replicator.stream.inbox import Inbox
 from replicator.stream.lookout import Lookout
 from replicator.stream.lookup import followers
@@ -128,7 +128,7 @@ class Stream:
     def _prepare(self) -> tuple[Applier, Receiver]:
         with translated("target"):
             states = load_table_states(self._writer, self._slot)
-        guard_start(self._open_source(), self._settings, self._routes, self._checkpoint, states)
+        guarded = guard_start(self._open_source(), self._settings, self._routes, self._checkpoint, states)
         with translated("target"):
             self._maps, relations, unmapped = self._load_maps()
             self._relations = relations
@@ -155,7 +155,7 @@ class Stream:
             part_rows=self._settings.stream.max_batch_rows,
             part_bytes=self._settings.stream.max_batch_bytes,
         )
-        replication = connect(self._settings.source.dsn, "source", purpose="stream", replication=True)
+        replication = open_stream(self._settings, guarded, self._writer)
         self.peer = replication.peer
         return applier, Receiver(
             replication,

@@ -11,8 +11,8 @@ from replicator.postgres.connection import Connection
 _STATEMENTS: Final = (
     """
     UPDATE replicator.checkpoint
-    SET phase = 'new', applied_lsn = '0/0', commit_time = NULL, fence = NULL, lag_seconds = NULL, problem = NULL,
-        updated_at = clock_timestamp()
+    SET phase = 'new', applied_lsn = '0/0', timeline = NULL, commit_time = NULL, fence = NULL, lag_seconds = NULL,
+        problem = NULL, updated_at = clock_timestamp()
     WHERE slot = %(slot)s
     """,
     """

@@ -40,6 +40,7 @@ class Checkpoint:
     problem: str | None
     map_version: int
     updated_at: dt.datetime
+    timeline: int | None  # of the source, that applied_lsn counts on; None: not known
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +127,7 @@ def load_checkpoint(conn: Connection, slot: str) -> Checkpoint | None:
         conn,
         """
         SELECT slot, applied_lsn::text, commit_time, system_identifier, database, phase, fence, lag_seconds, problem,
-               map_version, updated_at
+               map_version, updated_at, timeline
         FROM replicator.checkpoint WHERE slot = %s
         """,
         slot,
@@ -174,6 +175,14 @@ def set_phase(conn: Connection, slot: str, phase: str, *, only_from: str | None 
         WHERE slot = %s AND phase = coalesce(%s, phase)
         """,
         (phase, slot, only_from),
+    )
+
+
+def set_timeline(conn: Connection, slot: str, timeline: int) -> None:
+    """Note the source's timeline: what is applied was found to be part of it."""
+    conn.execute(
+        "UPDATE replicator.checkpoint SET timeline = %s WHERE slot = %s AND timeline IS DISTINCT FROM %s",
+        (timeline, slot, timeline),
     )
 
 

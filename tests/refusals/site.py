@@ -61,6 +61,7 @@ class Site:
     slot: str
     tables: list[str] = field(default_factory=lambda: list(TABLES))
     more: str = ""  # further sections of the settings file
+    of_source: str = ""  # further lines of its section [source]
     settled: bool = False  # left equal by the test before: the next one may use it
     _next_key: int = 1000
     _sessions: dict[Side, psycopg.Connection[Any]] = field(default_factory=dict)
@@ -165,7 +166,7 @@ class Site:
         tables = ", ".join(f'"{table}"' for table in self.tables)
         path.write_text(
             f"tables = [{tables}]\n"
-            f'[source]\ndsn = "{self.source_dsn}"\nslot = "{self.slot}"\npublication = "{self.slot}"\n'
+            f'[source]\ndsn = "{self.source_dsn}"\nslot = "{self.slot}"\npublication = "{self.slot}"\n{self.of_source}'
             f'[target]\ndsn = "{self.target_dsn}"\n[metrics]\nlisten = ""\n{self.more}'
         )
         return path

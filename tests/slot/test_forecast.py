@@ -16,7 +16,7 @@ MB = 1 << 20
 SLOT = SlotInfo(
     name="s", plugin="pgoutput", database="d", active=True, active_pid=1, wal_status="reserved",
     confirmed_flush_lsn=None, restart_lsn=Lsn(0), retained_bytes=0, safe_bytes=600 * MB, two_phase=False,
-    invalidation_reason=None, idle_seconds_left=None,
+    invalidation_reason=None, failover=False, idle_seconds_left=None,
 )  # fmt: skip
 
 

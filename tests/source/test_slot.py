@@ -118,6 +118,7 @@ def test_the_grammar_of_each_server_version():
     """14 knows no parenthesized options, and failover slots came with 17."""
     assert _options(140012, failover=False) == "EXPORT_SNAPSHOT"
     assert _options(150000, failover=False) == "(SNAPSHOT 'export')"
+    assert _options(160000, failover=True) == "(SNAPSHOT 'export')"
     assert _options(170000, failover=True) == "(SNAPSHOT 'export', FAILOVER true)"
 
 
