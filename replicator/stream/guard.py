@@ -9,7 +9,8 @@ from replicator.config import Settings
 from replicator.errors import OTHER_SOURCE, StateError, TransientError
 from replicator.model.schema import TableName
 from replicator.postgres.catalog import server_identity
-from replicator.postgres.connection import Connection, Session, connect, translated
+from replicator.postgres.connection import Connection, connect, translated
+from replicator.postgres.session import Session
 from replicator.routing.route import Route
 from replicator.source.history import identify, require_history
 from replicator.source.publication import require_publication
