@@ -84,13 +84,31 @@ _SLOT_LOST = (
 )
 # libpq gives no SQLSTATE for a failed connection attempt, only the server's message.
 _MISCONFIGURED = (
+    # TLS, before "does not exist": these name files of ours, not of the server's.
+    ("root certificate file", "name the CA's file in sslrootcert, or sslrootcert=system for the system's CAs"),
+    ("could not read root certificate", "name the CA's file in sslrootcert: PEM, readable for this user"),
+    ("does not match host name", "connect by a name that the server's certificate holds, or correct the certificate"),
+    ("server does not support SSL", "turn on TLS at the server (ssl = on), or see that the DSN leads to it"),
+    ("requires a valid client certificate", "give the role's certificate in sslcert and its key in sslkey"),
+    ("certificate authentication failed", "the certificate of sslcert is of another role: its CN is the role's name"),
+    ("private key file", "correct sslkey: it must be there and readable for this user alone (chmod 600)"),
+    ("could not load private key", "correct sslkey; a key with a passphrase needs sslpassword"),
+    ("could not read certificate file", "correct sslcert: PEM, readable for this user"),
+    ("does not match private key", "sslcert and sslkey do not belong together"),
+    (
+        "channel binding",
+        "channel_binding=require needs TLS and scram-sha-256: see sslmode, and the server's pg_hba.conf",
+    ),
     ("password authentication failed", "correct the password (PGPASSWORD, a passfile or the DSN)"),
     ("no password supplied", "give a password through PGPASSWORD, a passfile, a service file or the DSN"),
     ("no pg_hba.conf entry", "allow this host, role and database in the server's pg_hba.conf"),
     ("does not exist", "correct the database or role name in the DSN"),
     ("must be superuser or replication role", "ALTER ROLE … REPLICATION, as described in the README"),
     ("permission denied to start WAL sender", "ALTER ROLE … REPLICATION, as described in the README"),
-    ("certificate verify failed", "correct sslrootcert or sslmode in the DSN"),
+    (
+        "certificate verify failed",
+        "see that sslrootcert is the CA of the server's certificate, and that it has not expired",
+    ),
     ("could not translate host name", "correct the host in the DSN"),
 )
 
