@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from replicator.demo.servers import Server, find_installations
+from replicator.errors import TransientError
 from replicator.model.lsn import Lsn
-from replicator.source.history import parse_history
+from replicator.postgres.connection import connect, translated
+from replicator.source.history import parse_history, require_history
+from replicator.source.slot import load_slot
 from tests.conftest import ALL_PAIRS, no_server
 from tests.pairs import Servers, TestServer
 from tests.refusals.site import Site
@@ -156,9 +160,13 @@ def test_a_source_that_came_back_from_an_older_copy_of_its_disk(streamed: Site) 
 
 @needs_18
 def test_a_standby_as_the_source_is_waited_for(cluster: Cluster) -> None:
-    """It may be about to be promoted; who gave a wrong address learns so after a few attempts."""
-    site = Site(cluster.site.directory, cluster.standby.dsn("app"), cluster.site.target_dsn, "mover")
-    site.ends(3, "run", says=("it is a standby", "target_session_attrs=primary"))
+    """It may be about to be promoted; until then it is named for what it is."""
+    with closing(connect(cluster.standby.dsn("app"), "source", purpose="test")) as conn:
+        with pytest.raises(TransientError, match="it is a standby") as caught, translated("source"):
+            load_slot(conn, cluster.site.slot)
+        assert "target_session_attrs=primary" in caught.value.hint
+        with pytest.raises(TransientError, match="it is a standby"):
+            require_history(conn, "", timeline=None, lsn=Lsn(0))
 
 
 def test_history_files_are_read_with_all_that_they_may_hold() -> None:
