@@ -19,7 +19,6 @@ MORE = """
     CREATE INDEX notes_body ON notes (body);
     CREATE TABLE private (id int PRIMARY KEY, owner text);
     ALTER TABLE private ENABLE ROW LEVEL SECURITY;
-    ALTER TABLE private FORCE ROW LEVEL SECURITY;
     CREATE POLICY own ON private USING (owner = current_user);
 """
 USERS = "CREATE SCHEMA auth; CREATE TABLE auth.users (id uuid PRIMARY KEY, email text)"
@@ -44,6 +43,7 @@ def prepare(server: Server, side: str, role_sql: str) -> str:
         conn.execute(SCHEMA + MORE)
         conn.execute("RESET ROLE")
         if side == "source":
+            conn.execute("ALTER TABLE private FORCE ROW LEVEL SECURITY")
             conn.execute(ROWS + "; INSERT INTO private VALUES (1, 'nobody'); INSERT INTO numbered (label) VALUES ('a')")
         conn.execute(role_sql.replace("'…'", f"'{server.password}'"))
     return server.dsn("app", "replicator")
