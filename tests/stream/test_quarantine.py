@@ -7,6 +7,7 @@ import secrets
 
 import pytest
 
+from replicator import metrics
 from replicator.errors import RowRejected, SchemaMismatch
 from replicator.target import quarantine
 from tests.oracle import assert_same_rows
@@ -362,6 +363,28 @@ def test_a_deferred_constraint_of_the_target_holds_the_change_at_fault_alone(mak
     case.target.execute("ALTER TABLE c DROP CONSTRAINT c_p_fkey")
     assert retry(case) == 0
     case.same("p", "c")
+
+
+def test_a_deferred_trigger_that_is_always_enabled_is_attributed_too(make_tolerant):
+    """In every role; and what it raises is told by its function's name alone."""
+    case = make_tolerant(
+        T,
+        T + "CREATE FUNCTION f() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN IF new.v >= 100 THEN"
+        " RAISE EXCEPTION 'secret %', new.v USING CONSTRAINT = 'secret'; END IF; RETURN NULL; END $$;"
+        "CREATE CONSTRAINT TRIGGER f AFTER INSERT OR UPDATE ON t DEFERRABLE INITIALLY DEFERRED"
+        " FOR EACH ROW EXECUTE FUNCTION f(); ALTER TABLE t ENABLE ALWAYS TRIGGER f;",
+    )
+    before = metrics.QUARANTINED_ROWS.labels(table="t")._value.get()
+    with case.one_batch():
+        case.execute("INSERT INTO t SELECT i, i FROM generate_series(1, 300) i WHERE i < 100 OR i > 299")
+        case.execute("UPDATE t SET v = v + 1 WHERE id < 10 OR id = 300", "INSERT INTO t VALUES (400, 4)")
+    assert held(case) == [("insert", "300", "RaiseException P0001 (public.f)"), ("update", "300", None)]
+    assert case.rows("SELECT count(*) FROM t") == [(100,)]
+    assert metrics.QUARANTINED_ROWS.labels(table="t")._value.get() == before + 2
+    assert dict(case.rows("SELECT table_name, rows_applied FROM replicator.table_state"))["t"] <= 109
+    case.target.execute("DROP TRIGGER f ON t")
+    assert retry(case) == 0
+    case.same("t")
 
 
 def test_a_deferred_constraint_stops_the_stream_by_name_without_the_policy(make_case):
