@@ -355,3 +355,15 @@ def test_two_transactions_that_overlap_arrive_in_commit_order(make_case):
         first.execute("UPDATE item SET name = name || ' then first' WHERE id = 2")
         first.commit()
     case.same("item")
+
+
+def test_a_partition_truncated_by_its_own_name_stays_full(make_case):
+    """PostgreSQL does not send it where a table is published as a whole; the README says so."""
+    case = make_case(
+        "CREATE TABLE r (id int PRIMARY KEY) PARTITION BY LIST (id); CREATE TABLE r1 PARTITION OF r FOR VALUES IN (1);"
+        "CREATE TABLE rd PARTITION OF r DEFAULT;",
+        seed="INSERT INTO r VALUES (1), (2);",
+    )
+    case.execute("TRUNCATE r1", "DELETE FROM r WHERE id = 2")
+    case.drain()
+    assert case.rows("SELECT id FROM r") == [(1,)]
