@@ -153,6 +153,7 @@ LESS_ON_TARGET = """
 """
 
 
+@pytest.mark.soak
 def test_with_less_than_ownership_as_the_readme_says(servers_of_its_own: tuple[Server, Server], tmp_path: Path) -> None:
     """Neither owner nor `session_replication_role`: live constraints, and the owner makes the publication."""
     source, target = servers_of_its_own

@@ -56,7 +56,7 @@ def encrypted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Encrypted]:
         yield Encrypted(server, ca, other, directory)
 
 
-@pytest.mark.parametrize("way", ["password", "certificate"])
+@pytest.mark.parametrize("way", ["password", pytest.param("certificate", marks=pytest.mark.soak)])
 def test_a_whole_move_over_verified_connections(encrypted: Encrypted, tmp_path: Path, way: str) -> None:
     """The replication session included; with `channel_binding=require`, or with a client's certificate."""
     parameters, user = {"channel_binding": "require"}, "postgres"

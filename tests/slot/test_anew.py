@@ -90,7 +90,9 @@ def test_lost_under_live_writes_then_over_again_to_the_cutover(make_narrow: Call
     assert site.value("target", "SELECT email FROM customers WHERE id = 7") == TARGET_ID
 
 
-@pytest.mark.parametrize("lose", [made_again, without_publication, pytest.param(advanced, marks=pytest.mark.soak)])
+@pytest.mark.parametrize(
+    "lose", [without_publication, *(pytest.param(each, marks=pytest.mark.soak) for each in (made_again, advanced))]
+)
 def test_each_way_to_lose_the_stream_has_the_same_remedy(streamed: Site, lose: Callable[[Site], None]) -> None:
     lose(streamed)
     streamed.write()
@@ -191,6 +193,7 @@ def active(site: Site) -> bool:
     return bool(site.value("source", query, site.slot))
 
 
+@pytest.mark.soak
 def test_a_table_that_left_the_settings_is_forgotten_and_keeps_its_rows(site: Site) -> None:
     site.run()
     dropped(site)
@@ -203,6 +206,7 @@ def test_a_table_that_left_the_settings_is_forgotten_and_keeps_its_rows(site: Si
     site.assert_equal()
 
 
+@pytest.mark.soak
 def test_rows_of_tables_that_we_never_copied_are_emptied_too(site: Site) -> None:
     """A table that came into the settings meanwhile: --truncate says so, and without it nothing happens."""
     site.tables.remove("notes")

@@ -130,6 +130,7 @@ def test_a_target_that_is_ahead_of_the_promoted_standby_is_told(cluster: Cluster
 
 
 @needs_18
+@pytest.mark.soak
 def test_without_a_failover_slot_the_slot_is_gone(cluster: Cluster) -> None:
     """Switched off, on a slot that exists: and the check says so before."""
     site = cluster.site

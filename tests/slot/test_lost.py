@@ -15,7 +15,7 @@ from replicator.status import StatusReader
 from tests.slot.conftest import Narrow
 
 _ANEW = "`replicator run --truncate` starts over"
-MAJORS = [pytest.param(major, id=f"pg{major}") for major in (16, 18)]
+MAJORS = [pytest.param(16, id="pg16"), pytest.param(18, id="pg18", marks=pytest.mark.soak)]
 
 
 def status(site: Narrow) -> dict[str, Any]:
