@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import http.client
 import json
+import re
 import shutil
 import socket
 import subprocess
+import threading
+import time
+from base64 import b64encode
 from collections.abc import Callable, Iterator, Mapping
+from hashlib import sha256
 from pathlib import Path
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
@@ -15,9 +20,11 @@ from urllib.request import Request, urlopen
 import pytest
 
 from replicator import logs, metrics
+from replicator.config import Settings
 from replicator.errors import ConfigError
 from replicator.model.lsn import Lsn
 from replicator.web import WebServer
+from replicator.web import http as http_server
 
 SECRET = "hunter2-S3cret"
 STATUS: dict[str, object] = {
@@ -209,6 +216,164 @@ def test_ipv6(start: Start) -> None:
     url = start("[::1]:0")
     assert url.startswith("http://[::1]:")
     assert get(url + "healthz")[0] == 200
+
+
+def raw(url: str, request: bytes, *, timeout: float = 20) -> bytes:
+    """What the server answers to these bytes until it hangs up."""
+    with connect(url, timeout) as client:
+        client.sendall(request)
+        return read_all(client)
+
+
+def connect(url: str, timeout: float = 20) -> socket.socket:
+    host, _, port = url.removeprefix("http://").rstrip("/").rpartition(":")
+    return socket.create_connection((host, int(port)), timeout=timeout)
+
+
+def read_all(client: socket.socket) -> bytes:
+    parts = []
+    try:
+        while part := client.recv(65536):
+            parts.append(part)
+    except ConnectionResetError:
+        pass  # it hung up while we were still sending
+    return b"".join(parts)
+
+
+def test_by_default_only_this_machine_is_served() -> None:
+    server = WebServer(Settings().metrics.listen.replace("9187", "0"), status=dict, problems=list)
+    server.start()
+    assert server._server is not None
+    host, _ = server._server.socket.getsockname()
+    server.stop()
+    assert host == "127.0.0.1"
+
+
+@pytest.mark.parametrize(("listen", "warned"), [("127.0.0.1:0", False), ("localhost:0", False), ("0.0.0.0:0", True)])
+def test_listening_for_other_hosts_is_warned_of(
+    start: Start, capsys: pytest.CaptureFixture[str], listen: str, warned: bool
+) -> None:
+    logs.configure("json")
+    start(listen)
+    assert ("open to other hosts" in capsys.readouterr().err) == warned
+
+
+@pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "OPTIONS", "TRACE", "CONNECT", "PATCH", "<script>"])
+def test_other_methods_are_405(start: Start, method: str) -> None:
+    answer = raw(start(), f"{method} /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
+    assert answer.startswith(b"HTTP/1.1 405 ")
+    assert b"Allow: GET, HEAD" in answer
+    assert b"<" not in answer
+
+
+@pytest.mark.parametrize(
+    ("request_bytes", "status"),
+    [
+        (b"GET /" + b"a" * 100_000 + b" HTTP/1.1\r\nHost: localhost\r\n\r\n", b""),
+        (b"GET / HTTP/1.1\r\nHost: localhost\r\n" + b"X: " + b"a" * 1_000_000 + b"\r\n\r\n", b""),
+        (b"GET / HTTP/1.1\r\n" + b"X-Y: z\r\n" * 200_000, b""),
+        (b"GET / HTTP/9.9\r\n\r\n", b"505"),
+        (b"GET / HTTP/x\r\n\r\n", b"400"),
+        (b"<script>alert(1)</script>\r\n\r\n", b"400"),
+        (b"GET http://[ HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n", b"400"),
+        (b"GET // HTTP/1.1\r\nHost: [\r\nConnection: close\r\n\r\n", b"421"),
+        (b"\0" * 5000 + b"\r\n\r\n", b"400"),
+        (b"\xff\xfe\x16\x03\x01\r\n\r\n", b"400"),
+        (b"GET /%2e%2e/%2e%2e/etc/passwd HTTP/1.0\r\n\r\n", b"404"),
+        (b"GET /../../../../etc/passwd HTTP/1.0\r\n\r\n", b"404"),
+        (b"GET /\x1b[2J HTTP/1.0\r\n\r\n", b"404"),
+    ],
+)
+def test_odd_requests_are_refused_and_harm_nobody(start: Start, request_bytes: bytes, status: bytes) -> None:
+    url = start()
+    answer = raw(url, request_bytes)
+    assert b"root:" not in answer
+    assert b"<script>alert" not in answer
+    assert b"Traceback" not in answer
+    assert status in answer[:20]
+    assert not status or b"Content-Security-Policy" in answer
+    assert get(url + "healthz")[0] == 200
+
+
+@pytest.mark.parametrize("size", [http_server.MAX_HEAD_BYTES, http_server.MAX_HEAD_BYTES + 1])
+def test_a_head_that_is_too_long_is_refused_before_it_is_read(start: Start, size: int) -> None:
+    head = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nX: "
+    assert raw(start(), head + b"a" * (size - len(head))).startswith(b"HTTP/1.1 431 ")
+    assert raw(start(), b"GET /" + b"a" * (size - 5)).startswith(b"HTTP/1.1 414 ")
+
+
+def test_a_body_is_not_taken_for_the_next_request(start: Start) -> None:
+    inner = b"GET /status.json HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    head = f"GET /healthz HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(inner)}\r\n\r\n".encode()
+    assert raw(start(), head + inner).count(b"HTTP/1.1 ") == 1
+
+
+def test_slow_clients_hold_up_nobody_and_are_hung_up_on(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each read within its time, the request never whole: the time for all of it counts."""
+    monkeypatch.setattr(http_server, "PATIENCE_S", 1.0)
+    url = start()
+    slow = [connect(url) for _ in range(20)]
+    begun = time.monotonic()
+    for client in slow:
+        client.sendall(b"GET /metrics HTTP/1.1\r\n")
+    dripping = list(slow)
+    while dripping and time.monotonic() - begun < 20:
+        assert get(url + "healthz")[0] == 200
+        for client in list(dripping):
+            try:
+                client.sendall(b"X")
+            except OSError:
+                dripping.remove(client)
+        time.sleep(0.1)
+    assert not dripping
+    for client in slow:
+        client.close()
+
+
+def test_too_many_connections_make_room_for_the_newest(start: Start) -> None:
+    """Idle ones may not use up the file descriptors that the replication needs."""
+    url = start()
+    before = threading.active_count()
+    idle = [connect(url) for _ in range(http_server.MAX_CONNECTIONS * 3)]
+    assert get(url + "healthz")[0] == 200
+    deadline = time.monotonic() + 10
+    while threading.active_count() - before > http_server.MAX_CONNECTIONS and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert threading.active_count() - before <= http_server.MAX_CONNECTIONS
+    assert read_all(idle[0]) == b""
+    for client in idle:
+        client.close()
+
+
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [
+        ("localhost", 200), ("localhost:9187", 200), ("127.0.0.1:9187", 200), ("[::1]:9187", 200), ("", 200),
+        ("10.1.2.3", 200), ("replicator.localhost", 200), ("evil.example", 421), ("evil.example:9187", 421),
+        ("127.0.0.1.evil.example", 421), ("localhost.evil.example", 421), ("evil.example@127.0.0.1", 421), ("[", 421),
+    ],
+)  # fmt: skip
+def test_a_web_site_that_points_its_name_at_us_reads_nothing(start: Start, host: str, status: int) -> None:
+    answer = raw(start(), f"GET /status.json HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n".encode())
+    assert int(answer.split()[1]) == status
+    assert (b"streaming" in answer) == (status == 200)
+
+
+def test_where_other_hosts_are_served_any_name_is_ours(start: Start) -> None:
+    """Prometheus asks for ``replicator:9187`` in a compose file."""
+    url = start("0.0.0.0:0").replace("0.0.0.0", "127.0.0.1")
+    assert b" 200 " in raw(url, b"GET /healthz HTTP/1.1\r\nHost: replicator:9187\r\nConnection: close\r\n\r\n")
+
+
+def test_the_page_may_run_its_own_script_alone(start: Start) -> None:
+    with urlopen(start(), timeout=10) as answer:
+        policy = answer.headers["Content-Security-Policy"]
+        body = answer.read().decode()
+    assert "unsafe" not in policy
+    for tag in ("script", "style"):
+        [block] = re.findall(f"<{tag}[^>]*>(.*?)</{tag}>", body, re.DOTALL)
+        assert b64encode(sha256(block.encode()).digest()).decode() in policy
+    assert not re.search(r"\s(on\w+|style)\s*=", body.partition("<script>")[0])
 
 
 def test_stop_frees_the_port_even_with_a_client_connected() -> None:
