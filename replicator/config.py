@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, SettingsError
 
 from replicator.errors import ConfigError
 from replicator.model.schema import TableName, parse_column_name, parse_table_name
@@ -166,6 +166,9 @@ class Settings(BaseSettings):
         return specs
 
 
+_REFERENCE = "see the settings reference in the README"
+
+
 def load(path: Path | None = None, *, source_dsn: str | None = None, target_dsn: str | None = None) -> Settings:
     """Read and validate the settings. ``path`` None: ``REPLICATOR_CONFIG``, else ``./replicator.toml`` if present.
 
@@ -181,7 +184,10 @@ def load(path: Path | None = None, *, source_dsn: str | None = None, target_dsn:
     try:
         settings = Settings(**values)
     except ValidationError as exc:
-        raise ConfigError(_explain(exc, path), hint="see the settings reference in the README") from None
+        raise ConfigError(_explain(exc, path), hint=_REFERENCE) from None
+    except SettingsError as exc:
+        # Its own words name the setting; its cause quotes the value.
+        raise ConfigError(f"environment: {exc}: it is not JSON", hint=_REFERENCE) from None
     source, target = settings.source, settings.target
     if source_dsn:
         source = source.model_copy(update={"dsn": source_dsn})
@@ -196,8 +202,12 @@ def _read(path: Path) -> dict[str, Any]:
     except OSError as exc:
         raise ConfigError(f"cannot read the settings file {path}: {exc.strerror}",
                           hint="name it with --config or REPLICATOR_CONFIG") from exc  # fmt: skip
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as exc:
-        raise ConfigError(f"{path} is not valid TOML: {exc}") from exc
+    except UnicodeDecodeError:
+        raise ConfigError(f"{path} is not UTF-8 text", hint=_REFERENCE) from None
+    except ValueError as exc:  # also of a number with thousands of digits
+        raise ConfigError(f"{path} is not valid TOML: {exc}", hint=_REFERENCE) from exc
+    except RecursionError:
+        raise ConfigError(f"{path} is nested too deeply", hint=_REFERENCE) from None
 
 
 def _explain(exc: ValidationError, path: Path) -> str:

@@ -238,7 +238,7 @@ def translate(exc: psycopg.Error, side: Side) -> ReplicatorError:
         )
     if isinstance(exc, errors.InvalidAuthorizationSpecification):
         return ConfigError(text, hint="correct the role and password of the DSN")
-    if isinstance(exc, errors.InsufficientPrivilege):
+    if isinstance(exc, errors.InsufficientPrivilege) and not is_withheld(exc):
         if primary and "row-level security" in primary:
             return ConfigError(
                 text, hint="ALTER ROLE … BYPASSRLS, or use a role that has it: policies hide rows from others"

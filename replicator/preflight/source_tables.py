@@ -165,8 +165,9 @@ def check_user_table(conn: Connection, settings: Settings) -> Iterator[Check]:
         conn,
         """
         SELECT u.oid IS NOT NULL,
-               coalesce(pg_catalog.has_schema_privilege('auth', 'USAGE')
-                 AND pg_catalog.has_table_privilege(u.oid, 'SELECT'), false)
+               CASE WHEN u.oid IS NULL THEN false  -- asked about a schema that is not there, the function fails
+                    ELSE pg_catalog.has_schema_privilege('auth', 'USAGE')
+                     AND pg_catalog.has_table_privilege(u.oid, 'SELECT') END
         FROM (SELECT pg_catalog.to_regclass('auth.users')::oid AS oid) AS u
         """,
     )

@@ -93,6 +93,8 @@ def read_map_file(path: Path) -> MapFile:
         document = json.loads(text)
     except json.JSONDecodeError as exc:
         raise Refused(f"{path} is not JSON: {exc.msg} at line {exc.lineno}", hint=_HINT) from None
+    except ValueError:
+        raise Refused(f"{path} holds a number with thousands of digits", hint=_HINT) from None
     except RecursionError:
         raise Refused(f"{path} is nested too deeply", hint=_HINT) from None
     try:
