@@ -131,9 +131,10 @@ def _direction_faults(pairs: Iterable[SequencePair]) -> list[Fault]:
 
 
 def _privilege_faults(source: Connection, target: Connection, pairs: list[SequencePair]) -> list[Fault]:
+    # Not FROM pg_class: of its conditions PostgreSQL may try the function first, which fails for all but sequences.
     statement = """
-        SELECT oid::bigint FROM pg_catalog.pg_class
-        WHERE oid = ANY (%s) AND NOT pg_catalog.has_sequence_privilege(oid, %s)
+        SELECT oid::bigint FROM unnest(%s::bigint[]::oid[]) AS s (oid)
+        WHERE NOT pg_catalog.has_sequence_privilege(oid, %s)
     """
     unreadable = {oid for (oid,) in query(source, statement, [pair.source.oid for pair in pairs], "SELECT")}
     unwritable = {oid for (oid,) in query(target, statement, [pair.target.oid for pair in pairs], "UPDATE")}
