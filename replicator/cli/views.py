@@ -178,7 +178,7 @@ def show_quarantine(changes: Sequence[Listed]) -> None:
         )
         why = each.error or behind
         since = f"{each.since:%Y-%m-%d %H:%M:%S}"
-        table.add_row(str(each.id), Text(each.table), Text(key), each.op, Text(why), each.lsn, since,
+        table.add_row(str(each.id), plain(each.table), plain(key), each.op, plain(why), each.lsn, since,
                       str(each.attempts))  # fmt: skip
     out.print(table)
     refused = sum(each.error is not None for each in changes)
