@@ -187,7 +187,7 @@ def test_the_tree_is_really_read() -> None:
     assert {"replicator.errors", "replicator.model.lsn", "replicator.web.server", "snapshot"} <= names
     by_name = {source.name: source for source in sources(ROOT)}
     taken = {name for _, name in imports(by_name["replicator.web.server"], names)}
-    assert {"replicator.errors", "replicator.logs", "prometheus_client", "replicator.model.lsn"} <= taken
+    assert {"replicator.web.http", "replicator.logs", "prometheus_client", "replicator.model.lsn"} <= taken
 
 
 BROKEN = {
