@@ -96,6 +96,9 @@ class Monitor:
 
     def _read(self) -> None:
         before, self._status = self._status, self._reader.read()
+        status = self._status
+        if status.waits and not before.waits:
+            log.warning("waiting for a lock", reason="; ".join(status.waits))
         self._failure = None
         set_gauges(self._status)
         _tell_of_slot(before, self._status)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime as dt
 import time
 from collections.abc import Callable
@@ -18,6 +19,7 @@ from replicator.postgres.catalog import server_identity
 from replicator.postgres.connection import Connection, Side, connect, query, translate
 from replicator.source.forecast import Forecast
 from replicator.source.slot import SlotInfo, load_slot
+from replicator.survey import Survey, newcomer_message, survey
 from replicator.target import quarantine, state
 from replicator.target.idmaps import count_unmapped
 
@@ -28,6 +30,8 @@ _SOON_LOST_S = 3600
 _RESCUE = "raise max_slot_wal_keep_size on the source now (a reload is enough), and see what holds the service up"
 _LONG_LAG_S = 60
 _STALE_S = 5  # the service writes its checkpoint every second, unless it is busy with a large transaction
+_LOOK_EVERY_S = 10  # at the catalogs of both sides
+_LONG_WAIT_S = 3.0
 _STATEMENT_TIMEOUT = "5s"  # a status that hangs is worse than one that says so
 
 T = TypeVar("T")
@@ -86,6 +90,8 @@ class Status:
     cutover: tuple[StepStatus, ...] = ()
     problem: str | None = None  # what the service itself reports
     problems: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()  # worth knowing, and no problem
+    waits: tuple[str, ...] = ()  # what the service waits for; among the problems too
 
     @property
     def healthy(self) -> bool:
@@ -108,6 +114,7 @@ class Status:
             "problem": self.problem,
             "healthy": self.healthy,
             "problems": list(self.problems),
+            "notes": list(self.notes),
         }
 
 
@@ -122,6 +129,7 @@ class _TargetSide:
     unmapped_ids: int = 0
     quarantined_rows: int = 0
     cutover: tuple[StepStatus, ...] = ()
+    waits: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,7 +164,7 @@ class _Session:
         try:
             if self.conn is None:
                 self.conn = connect(self.dsn, self.side, purpose="status")
-                self.conn.execute(f"SET statement_timeout = '{_STATEMENT_TIMEOUT}'")
+                self.conn.execute(f"SET statement_timeout = '{_STATEMENT_TIMEOUT}'; SET lock_timeout = '500ms'")
             return read(self.conn)
         except psycopg.Error as exc:
             self.close()
@@ -172,7 +180,10 @@ class StatusReader:
     """Reads the status again and again over two connections that it keeps. Not safe for several threads at once."""
 
     def __init__(self, settings: Settings, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._settings = settings
         self._slot = settings.source.slot
+        self._drift: tuple[tuple[str, ...], tuple[str, ...]] = (), ()
+        self._next_look = 0.0
         self._source = _Session(settings.source.dsn, "source")
         self._target = _Session(settings.target.dsn, "target")
         self._clock = clock
@@ -189,7 +200,26 @@ class StatusReader:
             source = self._source.call(self._read_source)
         except ReplicatorError as exc:
             source = _SourceSide(error=f"the source does not answer: {exc.message}")
+        if target.checkpoint is None or target.checkpoint.phase not in STREAMING_PHASES:
+            self._drift = (), ()
+        elif not source.error and self._clock() >= self._next_look:
+            self._look_for_drift()
         return self._combine(target, source)
+
+    def _look_for_drift(self) -> None:
+        """What has changed on either side since the tables were copied: problems, and notes."""
+        self._next_look = self._clock() + _LOOK_EVERY_S
+
+        def look(target: Connection) -> Survey:
+            states = state.load_table_states(target, self._slot)
+            return self._source.call(lambda source: survey(self._settings, source, target, states))
+
+        with contextlib.suppress(ReplicatorError):  # a table is locked, say: the next time
+            found = self._target.call(look)
+            problems = [str(drift) for drift in found.stopping]
+            problems += [f"{show_table(fault.table)}: {fault.message}" for fault in found.faults]
+            problems += [newcomer_message(name)[0] for name in found.newcomers]
+            self._drift = tuple(problems), tuple(str(drift) for drift in found.notes)
 
     def close(self) -> None:
         """Close both connections; a later `read` opens them again."""
@@ -211,6 +241,7 @@ class StatusReader:
             unmapped_ids=count_unmapped(conn),
             quarantined_rows=quarantine.count(conn, self._slot),
             cutover=_load_steps(conn, self._slot),
+            waits=tuple(state.load_waits(conn, self._slot, _LONG_WAIT_S)),
         )
 
     def _read_source(self, conn: Connection) -> _SourceSide:
@@ -233,7 +264,9 @@ class StatusReader:
             quarantined_rows=target.quarantined_rows,
             cutover=target.cutover,
             problem=checkpoint.problem if checkpoint else None,
-            problems=tuple(_problems(target, source, slot, lag_seconds)),
+            problems=(*_problems(target, source, slot, lag_seconds), *self._drift[0]),
+            notes=self._drift[1],
+            waits=target.waits,
         )
 
     def _slot_status(self, source: _SourceSide, lag_bytes: int | None, lag_seconds: float | None) -> SlotStatus | None:
@@ -312,6 +345,7 @@ def _problems(
         )
     if checkpoint.phase not in RUNNING_PHASES:
         return found
+    found += target.waits
     if not target.writer_runs:
         found.append(f"the service is not running, at phase {checkpoint.phase}: start it with `replicator run`")
     if checkpoint.phase == "streaming" and lag_seconds is not None and lag_seconds > _LONG_LAG_S:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from psycopg import sql
@@ -11,7 +12,7 @@ from replicator.config import Settings
 from replicator.errors import SchemaMismatch
 from replicator.model.schema import TableName, show_table
 from replicator.postgres.catalog import list_tables
-from replicator.postgres.connection import Connection, query, table_identifier, translated
+from replicator.postgres.connection import Connection, Side, query, table_identifier, translated
 from replicator.routes import load_routes, refuse_faults
 from replicator.routing.drift import Drift, find_drift, shown
 from replicator.routing.record import TableRecord, record_of, renewed
@@ -61,6 +62,27 @@ def survey(
         copy_anew: target tables that are about to be copied: whatever has happened to them does not matter.
         closely: look at the rows of new partitions too.
     """
+    with _at_one_moment(source, "source"), _at_one_moment(target, "target"):
+        return _survey(settings, source, target, states, copy_anew=copy_anew, closely=closely)
+
+
+@contextmanager
+def _at_one_moment(conn: Connection, side: Side) -> Iterator[None]:
+    """One snapshot for all queries: one of them may wait for a lock, and what it waited for changes the catalog."""
+    with translated(side), conn.transaction():
+        conn.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
+        yield
+
+
+def _survey(
+    settings: Settings,
+    source: Connection,
+    target: Connection,
+    states: States,
+    *,
+    copy_anew: Collection[TableName],
+    closely: bool,
+) -> Survey:
     newcomers: list[TableName] = []
     renamed: list[TableName] = []
     if not settings.tables and states:
@@ -71,7 +93,7 @@ def survey(
     for route in routes:
         known = states.get(route.name)
         if known is not None and known.record is not None and route.name not in copy_anew:
-            drifts += find_drift(route, known.record)
+            drifts += find_drift(route, known.record, settings.map_specs)
             if closely:
                 drifts += _attached_with_rows(source, route, known.record)
     return Survey(
@@ -118,14 +140,16 @@ def require_survey(
 def accept(settings: Settings, target: Connection, found: Survey) -> None:
     """Record the routes as they are now: from here on, they are what the target's rows are of."""
     slot = settings.source.slot
-    ignored = settings.stream.on_new_column == "ignore"
+    ignored, specs = settings.stream.on_new_column == "ignore", settings.map_specs
     for route in found.routes:
         known = found.states.get(route.name)
         if known is None or known.state == "pending":
             continue
         if known.name != route.name:
             state.rename_table(target, slot, known.name, route.name)
-        record = record_of(route) if known.record is None else renewed(known.record, route, with_homeless=ignored)
+        record = (
+            record_of(route, specs) if known.record is None else renewed(known.record, route, with_homeless=ignored)
+        )
         if record != known.record:
             state.store_record(target, slot, route.name, record)
 

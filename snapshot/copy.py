@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 import psycopg
-from psycopg import sql
+from psycopg import errors, sql
 
 from replicator.errors import ReplicatorError, RowRejected, TransientError, UnmappedId
 from replicator.failpoints import failpoint
@@ -25,6 +25,8 @@ from replicator.routing.wire import fit
 from replicator.target import idmaps, parts, state
 from snapshot.plan import PageRange
 from snapshot.session import begin_reading, session
+
+_LOCK_TIMEOUT = "2s"
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,11 +86,29 @@ def copy_part(task: CopyTask) -> CopyResult:
         ):
             with translated("source"):
                 begin_reading(source, task.snapshot_name)
+                _enter(source, task.route)
             return _Copy(task, source, target).run()
     except ReplicatorError as exc:
         # The driver's error holds values of rows, and a process sends its traceback home as text.
         exc.__cause__ = exc.__context__ = None
         raise
+
+
+def _enter(source: Connection, route: Route) -> None:
+    """Take the lock of a reader, without waiting for long: whoever is in front of us waits for the snapshot's own lock.
+
+    That would be for ever. Given up and begun again, the snapshot lets the ALTER TABLE pass in between.
+    """
+    source.execute(sql.SQL("SET LOCAL lock_timeout = {}").format(sql.Literal(_LOCK_TIMEOUT)))
+    try:
+        only = sql.SQL("" if route.source.kind == "p" else "ONLY ")
+        name = table_identifier(route.source.name)
+        source.execute(sql.SQL("LOCK TABLE {}{} IN ACCESS SHARE MODE").format(only, name))
+    except errors.LockNotAvailable as exc:
+        raise TransientError(
+            f"source: table {route.source} is about to be altered: its copy begins anew behind that"
+        ) from exc
+    source.execute("SET LOCAL lock_timeout = 0")
 
 
 class _Copy:

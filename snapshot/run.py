@@ -29,6 +29,7 @@ from replicator.model.schema import Table, TableName
 from replicator.postgres.catalog import server_identity
 from replicator.postgres.connection import Connection, connect, query, translated
 from replicator.routing.idmap import MapSpec
+from replicator.routing.record import unread_lookups
 from replicator.routing.route import Route
 from replicator.source.history import load_position
 from replicator.source.publication import ensure_publication, require_publication
@@ -235,7 +236,10 @@ class _Job:
         self._finish_copied([route.target for route in chosen if route not in todo])
         if todo:
             # The lookup maps stay as of the slot's consistent point: from there on the stream keeps them current.
-            self._copy_anew(todo, states, ())
+            # But one that came into the settings meanwhile was never read.
+            known = idmaps.names(self.writer)
+            late = [spec for spec in self._lookups() if spec.name not in known]
+            self._copy_anew(todo, states, late)
 
     def _complete(self) -> bool:
         states = state.load_table_states(self.writer, self.slot)
@@ -255,9 +259,8 @@ class _Job:
         states = state.load_table_states(self.writer, self.slot)
         self._require_publication({route.source.name for route in chosen}, states)
         ensure_publication(self.source, self.publication, self.routes)
-        # The stream has followed no lookup on a table that is new to it.
-        new = {route.source.name for route in chosen if states[route.name].attempt == 0}
-        self._copy_anew(chosen, states, [spec for spec in self._lookups() if spec.table in new])
+        records = [(route, states[route.name].record) for route in chosen]
+        self._copy_anew(chosen, states, unread_lookups(records, self._lookups()))
         return True
 
     def _require_slot(self) -> None:

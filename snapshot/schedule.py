@@ -128,7 +128,9 @@ class Schedule:
         route = copy.route
         self._tallies[copy.name] = tally = _Tally(parts=len(copy.parts), started=time.monotonic())
         with self._writer.transaction():
-            attempt = state.start_table(self._writer, self._slot, copy.name, snapshot.lsn, record_of(route), published)
+            attempt = state.start_table(
+                self._writer, self._slot, copy.name, snapshot.lsn, record_of(route, self._settings.map_specs), published
+            )
             if self._settings.snapshot.defer_indexes and copy.rows_estimate >= _DEFER_ROWS:
                 failpoint("before_index_drop", self._writer)
                 _, kept = indexes.defer(self._writer, copy.name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -156,12 +157,28 @@ def verify(
     raise typer.Exit(0 if found.equal else 1)
 
 
-def _routes(settings: Settings) -> list[Route]:
+def _routes(settings: Settings) -> Sequence[Route]:
+    """The routes to compare, and a word on what is not compared."""
+    from replicator.errors import SchemaMismatch
+    from replicator.logs import get_logger
     from replicator.postgres.connection import connect
-    from replicator.routes import require_routes
+    from replicator.preflight.continuity import load_recorded
+    from replicator.routes import refuse_faults
+    from replicator.survey import newcomer_message, survey
 
     with (
         connect(settings.source.dsn, "source", purpose="plan") as source,
         connect(settings.target.dsn, "target", purpose="plan") as target,
     ):
-        return require_routes(settings, source, target)
+        recorded = load_recorded(target, settings.source.slot)
+        found = survey(settings, source, target, recorded.copied_tables)
+    refuse_faults(found.faults)
+    log = get_logger(__name__)
+    for drift in found.drifts:
+        log.warning(str(drift), remedy=drift.remedy)
+    for name in found.newcomers:
+        message, remedy = newcomer_message(name)
+        log.warning(f"{message}, and not verified", remedy=remedy)
+    if not found.routes:
+        raise SchemaMismatch("there is nothing to replicate", hint="name the tables in the settings")
+    return found.routes

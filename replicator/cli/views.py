@@ -110,6 +110,8 @@ def show_plan(plan: Plan) -> None:
         )
         out.print(plain(f"  {plan.publication_sql};"), soft_wrap=True)
         out.print("  logical messages with prefix replicator: a heartbeat every 5 s, a fence at the cutover")
+    for note in plan.notes:
+        out.print(plain(f"  · {note}", style="yellow"), soft_wrap=True)
     if plan.faults:
         out.print("[bold red]not replicable:[/]")
     for fault in plan.faults:
@@ -150,6 +152,7 @@ def status_view(status: Status) -> RenderableType:
     facts.add_row("quarantined rows", str(status.quarantined_rows))
     parts: list[RenderableType] = [facts]
     parts += [plain(f"! {problem}", style="bold red") for problem in status.problems]
+    parts += [plain(f"· {note}", style="yellow") for note in status.notes]
     if status.tables:
         tables = grid("table", "state", "copied", "applied", "snapshot", right=("copied", "applied"))
         for table in status.tables:

@@ -20,11 +20,13 @@ from replicator.errors import ConfigError, Refused, TransientError, Verification
 from replicator.model.lsn import ZERO, Lsn
 from replicator.model.schema import show_table
 from replicator.postgres.connection import Connection, translated
+from replicator.routes import refuse_faults
 from replicator.source.freeze import Freeze, cancel_exclusive_waiters, load_read_only, store_read_only
 from replicator.source.messages import emit_fence
 from replicator.source.slot import require_slot
+from replicator.survey import newcomer_message, refuse_drift, survey
 from replicator.target import indexes, quarantine, sequences
-from replicator.target.state import load_checkpoint, writer_is_running
+from replicator.target.state import load_checkpoint, load_table_states, writer_is_running
 from replicator.verify import Report, verify
 
 Verification = Literal["full", "counts", "none"]
@@ -177,6 +179,7 @@ def drain(site: Site) -> Detail:
             checkpoint = load_checkpoint(site.target, site.slot)
         if checkpoint is not None and checkpoint.fence == site.fence:
             _require_empty_quarantine(site)
+            _refuse_late_drift(site)
             return {"applied_lsn": str(checkpoint.applied_lsn)}
         now = time.monotonic()
         if now > site.deadline:
@@ -199,6 +202,18 @@ def _require_empty_quarantine(site: Site) -> None:
             f"{count} changes that the target refused are in quarantine since the gates were passed",
             hint="see `replicator quarantine list`",
         )
+
+
+def _refuse_late_drift(site: Site) -> None:
+    """A table that was made or altered between the gates and the freeze: now nobody alters one any more."""
+    with translated("target"):
+        states = load_table_states(site.target, site.slot)
+    found = survey(site.settings, site.source, site.target, states)
+    refuse_drift(found)
+    refuse_faults(found.faults)
+    for name in found.newcomers:
+        message, remedy = newcomer_message(name)
+        raise Refused(message, hint=remedy)
 
 
 def _not_drained(site: Site) -> Refused:

@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from replicator.config import Settings
 from replicator.model.schema import TableName, show_table
 from replicator.postgres.connection import Connection, connect
+from replicator.preflight import continuity
 from replicator.preflight.schemas import key_columns
-from replicator.routes import load_routes
 from replicator.routing.order import levels
 from replicator.routing.route import Fault, Route
 from replicator.source.publication import create_statement
+from replicator.survey import newcomer_message, survey
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +60,7 @@ class Plan:
     publication: str
     publication_sql: str  # empty if there is no table
     failover: bool  # the source's standbys are to keep the slot too
+    notes: tuple[str, ...] = ()  # what has changed on one side since the tables were copied, and stops nothing
 
     @property
     def ok(self) -> bool:
@@ -75,6 +77,7 @@ class Plan:
                 {"table": show_table(fault.table), "message": fault.message, "remedy": fault.remedy}
                 for fault in self.faults
             ],
+            "notes": list(self.notes),
             "source_objects": {
                 "publication": self.publication,
                 "publication_sql": self.publication_sql,
@@ -95,11 +98,16 @@ def load_plan(settings: Settings) -> Plan:
         connect(settings.source.dsn, "source", purpose="plan") as source,
         connect(settings.target.dsn, "target", purpose="plan") as target,
     ):
-        routes, faults = load_routes(settings, source, target)
-        return _describe(settings, source, routes, faults)
+        recorded = continuity.load_recorded(target, settings.source.slot)
+        found = survey(settings, source, target, recorded.copied_tables, closely=True)
+        faults = [*found.faults, *(Fault(drift.table, drift.message, drift.remedy) for drift in found.stopping)]
+        faults += [Fault(name, *newcomer_message(name)) for name in found.newcomers]
+        return _describe(settings, source, found.routes, faults, [f"{n} — {n.remedy}" for n in found.notes])
 
 
-def _describe(settings: Settings, source: Connection, routes: Sequence[Route], faults: Sequence[Fault]) -> Plan:
+def _describe(
+    settings: Settings, source: Connection, routes: Sequence[Route], faults: Sequence[Fault], notes: Sequence[str]
+) -> Plan:
     ordered = levels(route.target for route in routes)
     level_of = {name: number for number, names in enumerate(ordered, start=1) for name in names}
     tables = sorted((_planned(route, level_of) for route in routes), key=lambda table: (table.level, table.name))
@@ -114,6 +122,7 @@ def _describe(settings: Settings, source: Connection, routes: Sequence[Route], f
         publication=settings.source.publication,
         publication_sql=statement,
         failover=settings.source.failover and source.info.server_version >= 170000,
+        notes=tuple(notes),
     )
 
 

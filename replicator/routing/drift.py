@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from replicator.model.schema import Column, TableName, show_table
-from replicator.routing.record import ColumnRecord, TableRecord, homes_of, sent_columns
+from replicator.routing.idmap import MapSpec
+from replicator.routing.record import ColumnRecord, TableRecord, lookups_of, sent_columns
 from replicator.routing.route import Route, RouteColumn
 
 _TEXT = frozenset({"text", "character varying"})
@@ -33,8 +34,8 @@ class Drift:
         return f"{show_table(self.table)}: {self.message}"
 
 
-def find_drift(route: Route, record: TableRecord) -> Iterator[Drift]:
-    """Hold a route, planned from today's catalogs, against the record."""
+def find_drift(route: Route, record: TableRecord, lookups: Iterable[MapSpec] = ()) -> Iterator[Drift]:
+    """Hold a route, planned from today's catalogs and settings, against the record."""
     again = f"`replicator snapshot --table {route}` copies it anew"
     if route.source.oid != record.source_oid:
         yield Drift(
@@ -58,12 +59,17 @@ def find_drift(route: Route, record: TableRecord) -> Iterator[Drift]:
             yield from _new_column(route, record, column, fed)
         elif fed is not None and fed.target.attnum == before.home:
             yield from _changed_type(route, before, fed)
+            yield from _changed_map(route, before, fed)
         elif fed is not None:
             yield _another_home(route, before, fed)
         elif before.home is not None:
             yield _lost_home(route, record, before, column)
     yield from _dropped_columns(route, record)
     yield from _lost_partitions(route, record)
+    for lookup in lookups_of(route, lookups):
+        if lookup not in record.lookups:
+            yield Drift(route.name, f"[id_maps.{lookup.split(':')[0]}] looks it up, and has not read its rows",
+                        f"{again} and reads them")  # fmt: skip
 
 
 def _new_column(route: Route, record: TableRecord, column: Column, fed: RouteColumn | None) -> Iterator[Drift]:
@@ -125,6 +131,18 @@ def _changed_type(route: Route, before: ColumnRecord, fed: RouteColumn) -> Itera
     )
 
 
+def _changed_map(route: Route, before: ColumnRecord, fed: RouteColumn) -> Iterator[Drift]:
+    now = fed.id_map.name if fed.id_map is not None else None
+    if now != before.id_map:
+        said = {name: f"the map {name}" if name else "no map" for name in (now, before.id_map)}
+        yield Drift(
+            route.name,
+            f"column {fed.target.name} passes through {said[now]} by the settings, its rows have passed through "
+            f"{said[before.id_map]}",
+            f"`replicator snapshot --table {route}` copies it anew; or correct [id_maps]",
+        )
+
+
 def rounds(type_name: str, given: int, taken: int) -> bool:
     """Whether a value of typmod ``given`` may lose digits where ``taken`` is the typmod. -1: none, all digits."""
     if given == taken or taken == -1:
@@ -177,7 +195,7 @@ def _lost_home(route: Route, record: TableRecord, before: ColumnRecord, column: 
 
 def _dropped_columns(route: Route, record: TableRecord) -> Iterator[Drift]:
     live = route.source.by_attnum
-    fed = {home.attnum for home in homes_of(route).values()}
+    fed = {column.target.attnum for column in route.columns}
     for column in record.columns:
         home = route.target.by_attnum.get(column.home or 0)
         if column.attnum not in live and home is not None and home.attnum not in fed:
@@ -209,7 +227,8 @@ def _lost_partitions(route: Route, record: TableRecord) -> Iterator[Drift]:
 def add_column(route: Route, column: Column, record: TableRecord | None = None) -> str:
     """The statement that gives the target this column of the source, and what its older rows need besides."""
     statement = f"{_alter(route)} ADD COLUMN {quoted(column.name)} {column.type_sql}"
-    if column.name in route.target.by_name:  # as one that is generated
+    there = route.target.by_name.get(column.name)
+    if there is not None and there.generated:
         return f"{_alter(route)} ALTER COLUMN {quoted(column.name)} DROP EXPRESSION"
     if _is_constant(column) and column.missing is not None:
         return f"{statement} DEFAULT {column.default}{' NOT NULL' if column.not_null else ''}"

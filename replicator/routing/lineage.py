@@ -35,6 +35,14 @@ def trace(names: Sequence[str], table: Table, record: TableRecord | None) -> tup
     return ways.pop() if len(ways) == 1 else None
 
 
+def is_guess(names: Sequence[str], table: Table, record: TableRecord | None) -> bool:
+    """Whether a shape has names that are not known, and so was read by their places alone."""
+    known = {column.name for column in table.columns}
+    if record is not None:
+        known.update(name for column in record.columns for name in column.names)
+    return not known.issuperset(names)
+
+
 class _Shapes:
     """All ways to read a shape that names, order and the record allow."""
 
@@ -47,10 +55,10 @@ class _Shapes:
         for attnum in sorted(live):
             for name in live[attnum]:
                 self._by_name.setdefault(name, []).append(attnum)
-        # Columns that we have never met may have had any name.
-        new = [] if record is None else [attnum for attnum in live if attnum not in known]
-        gone = [] if record is None else [attnum for attnum in table.dropped if attnum not in known]
-        self._unmet = sorted({*new, *gone})
+        # Columns that came after the copy may have had any name before we met them.
+        later = {attnum for attnum, column in known.items() if not column.copied}
+        new = set() if record is None else {*live, *table.dropped} - known.keys()
+        self._unmet = sorted(later | new)
         self._always = {attnum for attnum, column in known.items() if column.copied and attnum in table.by_attnum}
 
     def read(self, names: Sequence[str]) -> Iterator[tuple[int, ...]]:

@@ -6,13 +6,14 @@ another one. So the records tell a rename from a new column, and a column from i
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
 from replicator.model.schema import Column
-from replicator.routing.route import Route
+from replicator.routing.idmap import MapSpec
+from replicator.routing.route import Route, RouteColumn
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +26,7 @@ class ColumnRecord:
     typmod: int
     home: int | None  # attnum of the target column that it feeds
     copied: bool  # it was there when the rows were copied: the stream brings it until it is dropped
+    id_map: str | None = None  # that its values have passed through
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,7 @@ class TableRecord:
     target_columns: int  # the target's highest attnum when the rows were copied
     leaves: tuple[tuple[int, str], ...]
     columns: tuple[ColumnRecord, ...]
+    lookups: tuple[str, ...] = ()  # ID maps whose entries were read from its rows
 
     @cached_property
     def by_attnum(self) -> dict[int, ColumnRecord]:
@@ -59,9 +62,11 @@ class TableRecord:
                     "typmod": column.typmod,
                     "home": column.home,
                     "copied": column.copied,
+                    "id_map": column.id_map,
                 }
                 for column in self.columns
             ],
+            "lookups": list(self.lookups),
         }
 
     @classmethod
@@ -75,16 +80,23 @@ class TableRecord:
             leaves=tuple((oid, name) for oid, name in document["leaves"]),
             columns=tuple(
                 ColumnRecord(
-                    each["attnum"], tuple(each["names"]), each["type"], each["typmod"], each["home"], each["copied"]
+                    attnum=each["attnum"],
+                    names=tuple(each["names"]),
+                    type_name=each["type"],
+                    typmod=each["typmod"],
+                    home=each["home"],
+                    copied=each["copied"],
+                    id_map=each["id_map"],
                 )
                 for each in document["columns"]
             ),
+            lookups=tuple(document["lookups"]),
         )
 
 
-def record_of(route: Route) -> TableRecord:
-    """The record of a table whose rows are copied now."""
-    homes = homes_of(route)
+def record_of(route: Route, lookups: Iterable[MapSpec] = ()) -> TableRecord:
+    """The record of a table whose rows are copied now; ``lookups``: of all tables."""
+    homes = _homes(route)
     return TableRecord(
         source_oid=route.source.oid,
         target_oid=route.target.oid,
@@ -92,7 +104,24 @@ def record_of(route: Route) -> TableRecord:
         target_columns=max((column.attnum for column in route.target.columns), default=0),
         leaves=route.source.leaves,
         columns=tuple(_enter(column, homes, copied=True) for column in sent_columns(route)),
+        lookups=lookups_of(route, lookups),
     )
+
+
+def lookups_of(route: Route, specs: Iterable[MapSpec]) -> tuple[str, ...]:
+    """The lookups that follow the route's source table, each with what defines it."""
+    return tuple(f"{spec.name}: {spec.key} → {spec.value}" for spec in specs if spec.table == route.source.name)
+
+
+def unread_lookups(records: Iterable[tuple[Route, TableRecord | None]], specs: Iterable[MapSpec]) -> list[MapSpec]:
+    """Lookups on these tables whose rows nobody has read: the table is new to the stream, or the lookup is."""
+    return [
+        spec
+        for route, record in records
+        for spec in specs
+        if spec.table == route.source.name
+        and not set(lookups_of(route, [spec])) <= set(record.lookups if record is not None else ())
+    ]
 
 
 def renewed(record: TableRecord, route: Route, *, with_homeless: bool) -> TableRecord:
@@ -102,7 +131,7 @@ def renewed(record: TableRecord, route: Route, *, with_homeless: bool) -> TableR
     Args:
         with_homeless: enter new columns without a home too: rows pass without their values.
     """
-    homes = homes_of(route)
+    homes = _homes(route)
     columns = {column.attnum: column for column in record.columns}
     for column in sent_columns(route):
         before = columns.get(column.attnum)
@@ -121,9 +150,8 @@ def renewed(record: TableRecord, route: Route, *, with_homeless: bool) -> TableR
     )
 
 
-def homes_of(route: Route) -> dict[int, Column]:
-    """By attnum of the source column, the target column that it feeds."""
-    return {column.source.attnum: column.target for column in route.columns}
+def _homes(route: Route) -> dict[int, RouteColumn]:
+    return {column.source.attnum: column for column in route.columns}
 
 
 def sent_columns(route: Route) -> Iterator[Column]:
@@ -131,13 +159,14 @@ def sent_columns(route: Route) -> Iterator[Column]:
     return (column for column in route.source.columns if not column.generated)
 
 
-def _enter(column: Column, homes: Mapping[int, Column], *, copied: bool) -> ColumnRecord:
+def _enter(column: Column, homes: Mapping[int, RouteColumn], *, copied: bool) -> ColumnRecord:
     home = homes.get(column.attnum)
     return ColumnRecord(
         attnum=column.attnum,
         names=(column.name,),
         type_name=column.type.name,
         typmod=column.typmod,
-        home=None if home is None else home.attnum,
+        home=None if home is None else home.target.attnum,
         copied=copied,
+        id_map=home.id_map.name if home is not None and home.id_map is not None else None,
     )

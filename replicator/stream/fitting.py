@@ -9,7 +9,7 @@ from replicator import pgoutput
 from replicator.errors import SchemaMismatch
 from replicator.model.schema import Table, Type
 from replicator.routing.drift import add_column, rounds
-from replicator.routing.lineage import GONE, trace
+from replicator.routing.lineage import GONE, is_guess, trace
 from replicator.routing.record import TableRecord
 from replicator.routing.route import Route, RouteColumn
 from replicator.routing.wire import fit
@@ -60,6 +60,11 @@ def fit_relation(
     attnums = trace(names, route.source, record)
     if attnums is None:
         raise _unreadable(route, names, record)
+    doubt = ("shape", relation.oid, names)
+    if doubt not in settled and is_guess(names, route.source, record):
+        exc = _unreadable(route, names, record)
+        exc.doubt = doubt
+        raise exc
     by_attnum = route.source.by_attnum
     layout = tuple(
         by_attnum[a].name if a != GONE else f"{name} (dropped)" for a, name in zip(attnums, names, strict=True)

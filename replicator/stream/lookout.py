@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import psycopg
 
 from replicator.config import Settings
-from replicator.errors import TransientError
+from replicator.errors import StateError, TransientError
 from replicator.logs import get_logger
 from replicator.model.schema import show_table
 from replicator.postgres.connection import Connection, translated
@@ -62,6 +62,17 @@ class Lookout:
                 with contextlib.suppress(psycopg.Error):  # a connection that broke is made anew
                     conn.execute("SET lock_timeout = 0")
 
+    @contextlib.contextmanager
+    def explaining(self, source: Connection, target: Connection) -> Iterator[None]:
+        """What is wrong within the block may come of an alteration since the last look: then say so."""
+        try:
+            yield
+        except StateError:
+            with translated("target"):
+                states = load_table_states(target, self._settings.source.slot)
+            refuse_drift(survey(self._settings, source, target, states))
+            raise
+
     def _compare(self, source: Connection, target: Connection) -> None:
         with translated("target"):
             states = load_table_states(target, self._settings.source.slot)
@@ -69,7 +80,8 @@ class Lookout:
         refuse_drift(found)
         refuse_faults(found.faults)
         published = {name: known.published for name, known in states.items()}
-        require_publication(source, self._settings.source.publication, self._routes, published=published)
+        with self.explaining(source, target):
+            require_publication(source, self._settings.source.publication, self._routes, published=published)
         for drift in found.notes:
             self._tell(str(drift), show_table(drift.table), drift.message, drift.remedy)
         for name in found.newcomers:

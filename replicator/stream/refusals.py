@@ -29,6 +29,7 @@ REFUSALS = (
 
 _FUNCTION = re.compile(r"PL/pgSQL function ([\w.$]+)\(")
 _MEND = "mend the target's column or constraint, then start again: the change will be sent again; or let such changes "
+_LABEL = "has the target every label of the source's enums? ALTER TYPE … ADD VALUE adds one; "
 _SET_ASIDE = 'be set aside: on_rejected_row = "quarantine" under [stream]'
 
 
@@ -52,7 +53,7 @@ def refused(exc: Exception, step: Step | None) -> RowRejected:
     where = f" ({what})" if what else ""
     rejected = RowRejected(
         f"target: {step.table} refuses an {step.op.value}{where}: {type(exc).__name__}, {exc.sqlstate}",
-        hint=_MEND + _SET_ASIDE,
+        hint=(_LABEL if isinstance(exc, errors.InvalidTextRepresentation) else "") + _MEND + _SET_ASIDE,
     )
     rejected.reason = _reason(exc, what)
     return rejected

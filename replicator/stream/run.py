@@ -128,10 +128,10 @@ class Stream:
     def _prepare(self) -> tuple[Applier, Receiver]:
         with translated("target"):
             states = load_table_states(self._writer, self._slot)
-        guarded = guard_start(self._open_source(), self._settings, self._routes, self._checkpoint, states)
+        with self._lookout.explaining(self._open_source(), self._writer):
+            guarded = guard_start(self._open_source(), self._settings, self._routes, self._checkpoint, states)
         with translated("target"):
-            self._maps, relations, unmapped = self._load_maps()
-            self._relations = relations
+            self._maps, self._relations, unmapped = self._load_maps()
             # Another session's batch may be half done when its server dies under it; ours begins clean.
             replica = may_be_replica(self._writer)
             if replica:
@@ -149,7 +149,7 @@ class Stream:
             max_rows=self._settings.stream.max_batch_rows, max_bytes=self._settings.stream.max_batch_bytes
         )
         self._assembler = Assembler(
-            relations,
+            self._relations,
             applied=self._committed,
             unmapped_before=unmapped,
             part_rows=self._settings.stream.max_batch_rows,

@@ -27,6 +27,11 @@ def replace_entries(conn: Connection, name: str, entries: Mapping[str, str]) -> 
     store_entries(conn, name, entries)
 
 
+def names(conn: Connection) -> set[str]:
+    """The maps that have any entry."""
+    return {name for (name,) in query(conn, "SELECT DISTINCT map FROM replicator.id_map")}
+
+
 def store_entries(conn: Connection, name: str, entries: Mapping[str, str]) -> None:
     """Insert or replace entries (source ID → target ID) of a lookup."""
     conn.execute(

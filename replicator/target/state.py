@@ -15,7 +15,7 @@ from psycopg.types.json import Jsonb
 
 from replicator.errors import StateError
 from replicator.model.lsn import Lsn
-from replicator.model.schema import TableName
+from replicator.model.schema import TableName, show_table
 from replicator.postgres.connection import Connection, query, translated
 from replicator.routing.record import TableRecord
 
@@ -119,6 +119,35 @@ def writer_is_running(conn: Connection, slot: str) -> bool:
         slot,
     )
     return bool(running)
+
+
+def load_waits(conn: Connection, slot: str, longer_than_s: float) -> list[str]:
+    """Tables that the writer for ``slot`` has been waiting for, and who has locked them; one line each."""
+    rows = query(
+        conn,
+        """
+        SELECT n.nspname::text, c.relname::text, extract(epoch FROM clock_timestamp() - l.waitstart)::float8, (
+            SELECT pg_catalog.string_agg(
+                'process ' || a.pid || coalesce(' (' || nullif(a.application_name, '') || ')', ''), ', ')
+            FROM pg_catalog.pg_stat_activity a WHERE a.pid = ANY (pg_catalog.pg_blocking_pids(l.pid)))
+        FROM pg_catalog.pg_locks w
+        JOIN pg_catalog.pg_locks l ON l.pid = w.pid AND NOT l.granted AND l.locktype = 'relation'
+        JOIN pg_catalog.pg_class c ON c.oid = l.relation
+        JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+        WHERE w.locktype = 'advisory' AND w.granted AND w.objsubid = 2
+          AND w.classid = %s::bigint::oid AND w.objid = (pg_catalog.hashtext(%s)::bigint & 4294967295)::oid
+          AND w.database = (SELECT oid FROM pg_catalog.pg_database WHERE datname = pg_catalog.current_database())
+          AND l.waitstart < clock_timestamp() - make_interval(secs => %s)
+        """,
+        _LOCK_CLASS,
+        slot,
+        longer_than_s,
+    )
+    return [
+        f"the service waits for table {show_table((schema, name))} of the target, which {blockers or 'somebody'} "
+        f"has locked: for {seconds:.0f} s now"
+        for schema, name, seconds, blockers in rows
+    ]
 
 
 def load_checkpoint(conn: Connection, slot: str) -> Checkpoint | None:
