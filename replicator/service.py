@@ -41,6 +41,7 @@ _FIRST_ATTEMPTS = 6  # a server that was never reached is more likely a wrong ad
 # Snapshot and stream end sooner by themselves. This is for what waits on a server before, between and after them.
 _STOP_GRACE_S = 8.0
 _HANG_UP_EVERY_S = 0.25
+_TELL_FROM = 2  # failures in a row: the first is as a rule a connection that was lost
 _BACKOFF_S = (0.2, 0.5, 1.0, 2.0, 4.0, 8.0, 15.0)
 
 
@@ -79,6 +80,7 @@ class Service:
         # A connection may be lost to us only: then the server still has its end, with locks and the slot.
         self._last_writer: Peer | None = None
         self._last_stream: Peer | None = None
+        self._told = False  # whether `status` shows a problem that may be over
         self._settled: set[Hashable] = set()  # doubts about relations that the catalogs have settled
         self._fresh_look = False  # whether the catalogs were just read again because of a mismatch
 
@@ -116,6 +118,9 @@ class Service:
                 metrics.RECONNECTS.labels(side=side).inc()
                 pause_s = _BACKOFF_S[min(failures, len(_BACKOFF_S) - 1)] * random.uniform(0.8, 1.2)  # noqa: S311 - jitter
                 log.warning("connection lost, trying again", reason=exc.message, pause_s=round(pause_s, 1))
+                if failures >= _TELL_FROM:
+                    self._tell_problem(exc)
+                    self._told = True
                 self.stop.wait(pause_s)
                 continue
             failures = 0 if advanced else failures
@@ -131,6 +136,9 @@ class Service:
             with translated("target"):
                 if not self._lock(writer):
                     return Outcome.STOPPED, False
+                if self._told:
+                    set_problem(writer, self._settings.source.slot, None)
+                    self._told = False
             return self._copy_and_stream(writer)
         finally:
             writer.close()

@@ -160,6 +160,10 @@ class Proxy:
         """Take no new connections: ECONNREFUSED, as if nobody listened."""
         self._call(self._close_listener)
 
+    def listen(self) -> None:
+        """Take new connections again, and leave all else as it is."""
+        self._call(lambda: self._listen() if self._listener is None else None)
+
     def resume(self) -> None:
         """End all that lasts, deliver what was held, forget the traps. What is cut stays cut."""
 
