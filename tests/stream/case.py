@@ -189,6 +189,9 @@ class Case:
     @contextmanager
     def one_batch(self) -> Iterator[None]:
         """The transactions of the block reach the applier as one batch: it waits for a lock meanwhile."""
+        # A first start would note the timeline itself, and wait for the lock before it receives anything.
+        [(timeline,)] = self.source.execute("SELECT timeline_id FROM pg_control_checkpoint()").fetchall()
+        self.target.execute("UPDATE replicator.checkpoint SET timeline = %s", [timeline])
         with psycopg.connect(self.pair.target_dsn) as blocker:
             blocker.execute("SELECT FROM replicator.checkpoint FOR UPDATE")
             self.start()
