@@ -252,6 +252,21 @@ def _lose_request(site: Site, rng: random.Random, side: Side) -> float:
     return rng.uniform(0.5, 3.0)
 
 
+def _fall_silent(side: Side) -> Callable[[Site], Course]:
+    def run(site: Site) -> Course:
+        """Connections that one or both ends still believe in; at last whatever is between hangs up."""
+        rng, proxy, only = site.rng, site.proxies[side], site.rng.choice(_OURS)
+        how = rng.choice(("silence", "server gone", "client gone"))
+        if how == "silence":
+            proxy.silence(only=only)
+        else:
+            proxy.half_open("server" if how == "server gone" else "client", only=only)
+        yield rng.choice((1.0, 5.0, 30.0))
+        proxy.cut()
+
+    return run
+
+
 _NETWORK = {
     "cut": (_cut, 3.0), "stall": (_stall, 3.0), "delay": (_delay, 1.0), "drip": (_drip, 1.5), "refuse": (_refuse, 1.5),
     "reset": (_reset_after, 3.0), "lost answer": (_lose_answer, 2.0), "lost request": (_lose_request, 1.0),
@@ -284,6 +299,11 @@ KINDS: tuple[Kind, ...] = (
     Kind("late users", frozenset({"source", "target", "source net", "target net"}), 2, late_users),
     Kind("copy again", frozenset({"copy"}), 4, copy_again),
     Kind("verify beside", frozenset({"verify", "copy"}), 1.5, verify_beside),
+    # A service that is killed meanwhile leaves a session that its server believes in, and with it the writer's lock.
+    *(
+        Kind(f"silence ({side})", frozenset({f"{side} net", "service"}), 2, _fall_silent(side))
+        for side in ("source", "target")
+    ),
     *(
         kind
         for name, (action, weight) in _NETWORK.items()

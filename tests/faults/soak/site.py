@@ -149,7 +149,7 @@ class Site:
 
     def _wait_for_first_words(self) -> None:
         """Until it has loaded its modules a signal ends it as it ends any program."""
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 150
         while not self._life().partition("\n")[2] and self.rig.service.running and time.monotonic() < deadline:
             time.sleep(0.05)
 
