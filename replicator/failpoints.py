@@ -45,6 +45,7 @@ STEPS: Final = ("check", "freeze", "fence", "drain", "sequences", "indexes", "ve
 
 # Every place there is, in the order in which a replication comes to them.
 NAMES: Final = (
+    "after_lock",  # of the writer; nothing of the state is read yet
     "before_slot",  # the slot is announced in our state
     "after_slot",  # and made, but no checkpoint says so
     "before_index_drop",  # in the transaction that enters the table as being copied

@@ -13,6 +13,7 @@ from types import FrameType
 from replicator import metrics
 from replicator.config import Settings
 from replicator.errors import ReplicatorError, SchemaMismatch, StateError, TransientError
+from replicator.failpoints import failpoint
 from replicator.logs import get_logger
 from replicator.model.lsn import Lsn
 from replicator.model.schema import show_table
@@ -133,13 +134,15 @@ class Service:
         writer = connect(self._settings.target.dsn, "target", purpose="apply")
         try:
             migrate(writer)
+            # Around all of it: what the source says is translated where it is asked, the rest is the target's.
             with translated("target"):
                 if not self._lock(writer):
                     return Outcome.STOPPED, False
                 if self._told:
                     set_problem(writer, self._settings.source.slot, None)
                     self._told = False
-            return self._copy_and_stream(writer)
+                failpoint("after_lock", writer)
+                return self._copy_and_stream(writer)
         finally:
             writer.close()
 
@@ -184,7 +187,8 @@ class Service:
             # Only now: a snapshot takes hours, and whoever waited to alter a table does so once it is copied.
             routes = self._accept_routes(source, writer)
             if self._until_caught_up and self._until is None:
-                [(lsn,)] = query(source, "SELECT pg_catalog.pg_current_wal_lsn()::text")
+                with translated("source"):
+                    [(lsn,)] = query(source, "SELECT pg_catalog.pg_current_wal_lsn()::text")
                 self._until = Lsn.parse(lsn)
         stream = Stream(self._settings, routes, writer=writer, stop=self.stop, until=self._until, settled=self._settled)
         try:
