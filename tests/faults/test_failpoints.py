@@ -83,8 +83,15 @@ def finish(rig, writers):
 # ── snapshot and stream ────────────────────────────────────────────────────────────────────────────────
 
 
-def test_kill_at_every_place_of_the_snapshot(rig, writers):
-    for name in SNAPSHOT:
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("after_slot", "after_table_entered", "after_part", "after_table_copied", "after_index_rebuild"),
+        pytest.param(SNAPSHOT, marks=pytest.mark.soak, id="all"),
+    ],
+)
+def test_kill_at_places_of_the_snapshot(rig, writers, names):
+    for name in names:
         die(rig, f"{name}=kill")
     finish(rig, writers)
 
