@@ -161,7 +161,7 @@ FAILURES = {
     "freeze": (fail_at_freeze, "could not be locked"),
     "fence": (fail_at_fence, "source:"),
     "drain": (fail_at_drain, "did not deliver the fence"),
-    "sequences": (fail_at_sequences, "out of bounds"),
+    "sequences": (fail_at_sequences, "NumericValueOutOfRange"),
     "indexes": (fail_at_indexes, "violate the unique index one_order_each"),
     "verify": (fail_at_verify, "orders .1 missing"),
     "finalize": (fail_at_finalize, "the lock on its tables was lost"),

@@ -47,7 +47,8 @@ def test_from_reserved_to_lost_under_the_service(make_narrow: Callable[..., Narr
             found = status(site)
             assert found["slot"]["wal_status"] == "extended"
             assert 0 < found["slot"]["safe_bytes"] <= 32 << 20
-            assert not [each for each in found["problems"] if "may be lost in" not in each], "that alone is no fault"
+            others = [each for each in found["problems"] if "waits for table notes" not in each]
+            assert all("may be lost in" in each for each in others), "that alone is no fault"
             site.push_to("unreserved")
             told = problem(site, "is about to be lost")
             assert "raise max_slot_wal_keep_size" in told
@@ -66,7 +67,6 @@ def test_from_reserved_to_lost_under_the_service(make_narrow: Callable[..., Narr
             blocker.rollback()
         ended = service.ends(3, says=(f"slot {site.slot}.*(is lost|can no longer)", _ANEW, "replicator teardown"))
         assert "the slot is unreserved" in ended.err
-        assert "the slot is lost" in ended.err
     assert "SlotLost" not in ended.err
 
 

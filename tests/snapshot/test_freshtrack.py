@@ -35,7 +35,7 @@ def test_the_copy_equals_the_source_through_both_id_maps(pair, tmp_path):
     states = case.execute(
         "target",
         "SELECT table_name, state, rows_copied, bytes_copied > 0, snapshot_lsn = applied_lsn,"
-        " finished_at >= started_at, cardinality(columns) > 0"
+        " finished_at >= started_at, jsonb_array_length(record -> 'columns') > 0"
         " FROM replicator.table_state JOIN replicator.checkpoint USING (slot)",
     )
     assert sorted(states) == sorted((table, "copied", counts[table], True, True, True, True) for table in TABLES)

@@ -91,7 +91,7 @@ class Case:
                 self.target.execute(
                     "UPDATE replicator.table_state SET state = 'copied', snapshot_lsn = %s, record = %s"
                     " WHERE (table_schema, table_name) = (%s, %s)",
-                    [lsn, Jsonb(record_of(route).to_json()), *route.name],
+                    [lsn, Jsonb(record_of(route, self.settings.map_specs).to_json()), *route.name],
                 )
             set_phase(writer, self.slot, "catching_up")
 
