@@ -65,23 +65,33 @@ def verify(
     """
     chosen = _choose(routes, tables)
     with Sessions(settings) as sessions:
-        if live is None:
-            live = _is_live(sessions)
-        if live:
-            _refuse_unfinished(sessions, chosen)
         stop = stop if stop is not None else threading.Event()
-        job = Job(settings, live, fail_fast, stream_timeout_s, progress, stop)
-        utf8 = _orders_as_utf8(sessions)
-        plans = [plan_table(route, utf8=utf8) for route in chosen]
-        with SnapshotPair(settings, job.follower(sessions)) as pair:
-            run = _Run(job, pair, plans)
-            if counts_only:
-                run.compare_counts()
-            else:
-                run.compare_rows()
-            report = run.report()
+
+        def compare(live: bool) -> Report:
+            if live:
+                _refuse_unfinished(sessions, chosen)
+            job = Job(settings, live, fail_fast, stream_timeout_s, progress, stop)
+            return _compare(job, sessions, chosen, counts_only=counts_only)
+
+        known = _is_live(sessions) if live is None else live
+        report = compare(known)
+        if live is None and not known and not report.equal and _is_live(sessions):
+            # The service was just starting or reconnecting: what it had not applied was taken for differences.
+            report = compare(True)
         _record(sessions, {table.name: table for table in report.tables}, chosen)
         return report
+
+
+def _compare(job: Job, sessions: Sessions, chosen: Sequence[Route], *, counts_only: bool) -> Report:
+    utf8 = _orders_as_utf8(sessions)
+    plans = [plan_table(route, utf8=utf8) for route in chosen]
+    with SnapshotPair(job.settings, job.follower(sessions)) as pair:
+        run = _Run(job, pair, plans)
+        if counts_only:
+            run.compare_counts()
+        else:
+            run.compare_rows()
+        return run.report()
 
 
 def _record(sessions: Sessions, tables: Mapping[str, TableReport], routes: Sequence[Route]) -> None:

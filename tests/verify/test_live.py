@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 import threading
 import time
@@ -96,6 +97,23 @@ def test_changes_on_their_way_are_no_differences(busy: Sides) -> None:
                 assert table.source_rows == table.target_rows
         assert trickle.transactions > 200
     assert busy.verify(live=False).equal
+
+
+def test_a_service_that_was_just_away_does_not_make_differences(busy: Sides) -> None:
+    """It is back before the end, and applies what it had not yet: that is looked at again as beside a running one."""
+    busy.on_source("UPDATE accounts SET v = 'late' WHERE id = 5")
+    started = threading.Event()
+    with contextlib.ExitStack() as stack:
+
+        def come_back(_: Progress) -> None:
+            if not started.is_set():
+                started.set()
+                stack.enter_context(Trickle(busy, changes(4, spare=20)))
+                busy.on_target("UPDATE accounts SET v = 'late' WHERE id = 5")
+
+        report = busy.verify(progress=come_back)
+    assert started.is_set()
+    assert report.equal, report.summary()
 
 
 def test_real_differences_are_found_amid_changes(busy: Sides) -> None:
