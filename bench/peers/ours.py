@@ -12,24 +12,12 @@ from typing import Any
 
 from bench.peers import MAPPED_TABLES, Case, Measured
 from bench.process import PeerFailed, Program, Usage, run
-
-# The lookup map and columns of the FreshTrack case.
-_MAPS: dict[str, dict[str, Any]] = {
-    "users": {"kind": "table", "columns": ["profiles.user_id", "user_roles.user_id"], "on_unmapped": "keep"},
-    "profile_of_user": {
-        "kind": "lookup",
-        "table": "profiles",
-        "key": "user_id",
-        "value": "id",
-        "columns": ["calibration_records.calibrated_by", "alert_rules_history.changed_by"],
-        "on_unmapped": "null",
-    },
-}
+from replicator.demo.freshtrack import ID_MAPS
 
 
 def settings_toml(source_dsn: str, tables: Sequence[str], *, user_columns: Sequence[str] = (), **stream: int) -> str:
     """Settings with both ID maps; ``{target}`` stands for the target's DSN. ``user_columns`` join the users map."""
-    maps = {name: dict(each) for name, each in _MAPS.items() if "profiles" in tables}
+    maps = {name: dict(each) for name, each in ID_MAPS.items() if "profiles" in tables}
     if maps:
         maps["users"]["columns"] = [*maps["users"]["columns"], *user_columns]
     sections: dict[str, dict[str, Any]] = {

@@ -7,6 +7,7 @@ target splits ``sensor_readings`` into monthly partitions.
 from replicator.demo.freshtrack.generator import generate, write_map_file
 from replicator.demo.freshtrack.schema import (
     EXTRA_TABLES,
+    ID_MAPS,
     TABLES,
     extras_schema,
     settings_toml,
@@ -17,6 +18,7 @@ from replicator.demo.freshtrack.workload import Stats, Workload
 
 __all__ = [
     "EXTRA_TABLES",
+    "ID_MAPS",
     "TABLES",
     "Stats",
     "Workload",

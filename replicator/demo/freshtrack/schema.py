@@ -34,7 +34,8 @@ TABLES: tuple[str, ...] = (
 
 EXTRA_TABLES: tuple[str, ...] = ("invoice_numbers", "tickets", "append_log")
 
-_ID_MAPS: dict[str, dict[str, Any]] = {
+# By name, as the settings have them.
+ID_MAPS: dict[str, dict[str, Any]] = {
     "users": {
         "kind": "table",
         "columns": ["profiles.user_id", "user_roles.user_id"],
@@ -91,7 +92,7 @@ def settings_toml(
     for section, values in overrides.items():
         sections.setdefault(section, {}).update(values)
     tables = [*TABLES, *(EXTRA_TABLES if extras else ())]
-    maps = {f"id_maps.{name}": values for name, values in _ID_MAPS.items()} if id_maps else {}
+    maps = {f"id_maps.{name}": values for name, values in ID_MAPS.items()} if id_maps else {}
     lines = [f"tables = {_toml(tables)}"]  # before the sections: TOML would take it for a key of the last one
     for section, values in (sections | maps).items():
         lines += ["", f"[{section}]", *(f"{key} = {_toml(value)}" for key, value in values.items())]
