@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
+from psycopg.conninfo import conninfo_to_dict
 
 from replicator.demo.servers import Server, find_installations
 from tests.pairs import Servers, TestServer, available_pairs, drop_database, environment_dsns
@@ -106,6 +107,34 @@ def database(request: pytest.FixtureRequest, servers: Servers, fresh_database: C
         source, target = servers.pair(*_majors_default())
         return fresh_database(target if major == target.major else source)
     return fresh_database(servers.get(major))
+
+
+class SharedPairs:
+    """A pair of databases for each pair of majors, kept for the whole session: emptying is quicker than making."""
+
+    def __init__(self, servers: Servers, prefix: str, prepare: Callable[[DatabasePair], None] | None = None) -> None:
+        """``prepare`` is called once with each new pair."""
+        self._servers, self._prefix, self._prepare = servers, prefix, prepare
+        self._made: dict[tuple[int, int], DatabasePair] = {}
+
+    def get(self, request: pytest.FixtureRequest) -> DatabasePair:
+        """The pair of the majors that the test is parametrized with, else of the default ones."""
+        majors = _majors(request)
+        if majors not in self._made:
+            source, target = self._servers.pair(*majors)
+            name = f"{self._prefix}_{majors[0]}_{majors[1]}"
+            for server in (source, target):
+                drop_database(server, name)
+            pair = DatabasePair(source, target, source.create_database(name), target.create_database(name))
+            if self._prepare is not None:
+                self._prepare(pair)
+            self._made[majors] = pair
+        return self._made[majors]
+
+    def close(self) -> None:
+        for pair in self._made.values():
+            for server, dsn in ((pair.source, pair.source_dsn), (pair.target, pair.target_dsn)):
+                drop_database(server, conninfo_to_dict(dsn)["dbname"])
 
 
 def _majors_default() -> tuple[int, int]:

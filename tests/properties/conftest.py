@@ -11,39 +11,24 @@ from typing import Any
 import psycopg
 import pytest
 
-from tests.conftest import _PAIRS, DatabasePair, no_server
+from tests.conftest import DatabasePair, SharedPairs, _majors_default
 from tests.endurance.process import say, tail
 from tests.endurance.rig import Rig, plain
-from tests.pairs import Servers, drop_database
+from tests.pairs import Servers
 from tests.properties.world import empty, prepare
 from tests.stream.case import Case
 
-_Made = dict[tuple[int, int], DatabasePair]
-
 
 @pytest.fixture(scope="session")
-def property_databases(servers: Servers) -> Iterator[_Made]:
-    made: _Made = {}
-    yield made
-    for pair in made.values():
-        for server, dsn in ((pair.source, pair.source_dsn), (pair.target, pair.target_dsn)):
-            drop_database(server, psycopg.conninfo.conninfo_to_dict(dsn)["dbname"])
+def property_databases(servers: Servers) -> Iterator[SharedPairs]:
+    pairs = SharedPairs(servers, "properties", prepare)
+    yield pairs
+    pairs.close()
 
 
 @pytest.fixture
-def pair(request: pytest.FixtureRequest, servers: Servers, property_databases: _Made) -> DatabasePair:
-    majors = getattr(request, "param", _PAIRS[0] if _PAIRS else None)
-    if majors is None:
-        no_server("no PostgreSQL server: neither in the environment, nor Docker, nor programs here")
-    if majors not in property_databases:
-        source, target = servers.pair(*majors)
-        name = f"properties_{majors[0]}_{majors[1]}"
-        for server in (source, target):
-            drop_database(server, name)
-        made = DatabasePair(source, target, source.create_database(name), target.create_database(name))
-        prepare(made)
-        property_databases[majors] = made
-    return property_databases[majors]
+def pair(request: pytest.FixtureRequest, property_databases: SharedPairs) -> DatabasePair:
+    return property_databases.get(request)
 
 
 @pytest.fixture
@@ -77,7 +62,7 @@ def overlap_rig(servers: Servers, fresh_database: Callable[..., str], tmp_path: 
     rigs: list[Rig] = []
 
     def make(ddl: str, **settings: str) -> Rig:
-        source, target = servers.pair(*_PAIRS[0])
+        source, target = servers.pair(*majors)
         pair = DatabasePair(source, target, fresh_database(source), fresh_database(target))
         for dsn in (pair.source_dsn, pair.target_dsn):
             with psycopg.connect(dsn) as conn:
@@ -88,8 +73,7 @@ def overlap_rig(servers: Servers, fresh_database: Callable[..., str], tmp_path: 
         rigs.append(rig)
         return rig
 
-    if not _PAIRS:
-        no_server("no PostgreSQL server: neither in the environment, nor Docker, nor programs here")
+    majors = _majors_default()
     yield make
     for rig in rigs:
         rig.close()

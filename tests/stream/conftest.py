@@ -9,40 +9,24 @@ import psycopg
 import pytest
 from psycopg import sql
 
-from tests.conftest import _PAIRS, DatabasePair, no_server
-from tests.pairs import Servers, TestServer, drop_database
+from tests.conftest import DatabasePair, SharedPairs
+from tests.pairs import Servers
 from tests.stream.case import Case
-
-_Made = dict[tuple[int, int], DatabasePair]
 
 
 @pytest.fixture(scope="session")
-def shared_databases(servers: Servers) -> Iterator[_Made]:
-    made: _Made = {}
-    yield made
-    for pair in made.values():
-        for server, dsn in ((pair.source, pair.source_dsn), (pair.target, pair.target_dsn)):
-            drop_database(server, psycopg.conninfo.conninfo_to_dict(dsn)["dbname"])
+def shared_databases(servers: Servers) -> Iterator[SharedPairs]:
+    pairs = SharedPairs(servers, "stream")
+    yield pairs
+    pairs.close()
 
 
 @pytest.fixture
-def pair(request: pytest.FixtureRequest, servers: Servers, shared_databases: _Made) -> DatabasePair:
-    majors = getattr(request, "param", _PAIRS[0] if _PAIRS else None)
-    if majors is None:
-        no_server("no PostgreSQL server: neither in the environment, nor Docker, nor programs here")
-    if majors not in shared_databases:
-        source, target = servers.pair(*majors)
-        name = f"stream_{majors[0]}_{majors[1]}"
-        shared_databases[majors] = DatabasePair(source, target, _create(source, name), _create(target, name))
-    pair = shared_databases[majors]
+def pair(request: pytest.FixtureRequest, shared_databases: SharedPairs) -> DatabasePair:
+    pair = shared_databases.get(request)
     for dsn in (pair.source_dsn, pair.target_dsn):
         _empty(dsn)
     return pair
-
-
-def _create(server: TestServer, name: str) -> str:
-    drop_database(server, name)
-    return server.create_database(name)
 
 
 def _empty(dsn: str) -> None:
