@@ -2,6 +2,8 @@
 
 from replicator.pgoutput.decoder import decode
 from replicator.pgoutput.framing import (
+    XLOG_DATA,
+    XLOG_DATA_HEADER_BYTES,
     PrimaryKeepalive,
     XLogData,
     parse_frame,
@@ -19,13 +21,15 @@ from replicator.pgoutput.messages import (
     Origin,
     Relation,
     RelationColumn,
-    TextField,
     Truncate,
     TypeMessage,
     Update,
 )
+from replicator.pgoutput.tuples import TextField
 
 __all__ = [
+    "XLOG_DATA",
+    "XLOG_DATA_HEADER_BYTES",
     "Begin",
     "Commit",
     "Delete",

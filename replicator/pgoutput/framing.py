@@ -12,9 +12,10 @@ from typing import Final
 from replicator.errors import ProtocolError
 from replicator.model.lsn import Lsn
 
+XLOG_DATA: Final = ord("w")
+XLOG_DATA_HEADER_BYTES: Final = 25  # in front of the message
+
 _XLOG_DATA: Final = struct.Struct(">xQQq")
-_XLOG_DATA_HEADER: Final = _XLOG_DATA.unpack_from
-_XLOG_DATA_SIZE: Final = _XLOG_DATA.size
 _KEEPALIVE: Final = struct.Struct(">xQqB")
 _STATUS_UPDATE: Final = struct.Struct(">cQQQqB")
 
@@ -22,10 +23,9 @@ _EPOCH_UNIX_S: Final = 946_684_800  # 2000-01-01 UTC
 _US_PER_S: Final = 1_000_000
 
 
-# Not frozen, for the reason given at messages.Insert: one comes with every message.
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class XLogData:
-    """``w``: one pgoutput message in ``payload``.
+    """``w``: one pgoutput message in ``payload``. The stream needs nothing else of it, and so never makes one.
 
     ``wal_start`` is the message's place in the WAL, or 0 if it only prepares the next one (Relation, Type).
     ``wal_end`` repeats it: logical replication does not say here how far the server has got.
@@ -46,8 +46,8 @@ class PrimaryKeepalive:
     reply_requested: bool
 
 
-def parse_frame(data: bytes | memoryview) -> XLogData | PrimaryKeepalive:
-    """Read one CopyData payload that the server sent in replication mode. A memoryview saves one copy of the message.
+def parse_frame(data: bytes) -> XLogData | PrimaryKeepalive:
+    """Read one CopyData payload that the server sent in replication mode.
 
     Raises:
         ProtocolError: unknown type byte, short payload, bytes left over.
@@ -56,17 +56,17 @@ def parse_frame(data: bytes | memoryview) -> XLogData | PrimaryKeepalive:
     """
     try:
         kind = data[0]
-        if kind == 0x77:  # w
-            wal_start, wal_end, send_time = _XLOG_DATA_HEADER(data)
-            return XLogData(Lsn(wal_start), Lsn(wal_end), send_time, bytes(data[_XLOG_DATA_SIZE:]))
+        if kind == XLOG_DATA:
+            wal_start, wal_end, send_time = _XLOG_DATA.unpack_from(data)
+            return XLogData(Lsn(wal_start), Lsn(wal_end), send_time, data[XLOG_DATA_HEADER_BYTES:])
         if kind == 0x6B:  # k
             return _keepalive(data)
     except (IndexError, struct.error) as exc:
-        raise ProtocolError(f"replication frame {bytes(data[:1])!r} of {len(data)} bytes is cut short") from exc
-    raise ProtocolError(f"replication frame of {len(data)} bytes has unknown type {bytes(data[:1])!r}")
+        raise ProtocolError(f"replication frame {data[:1]!r} of {len(data)} bytes is cut short") from exc
+    raise ProtocolError(f"replication frame of {len(data)} bytes has unknown type {data[:1]!r}")
 
 
-def _keepalive(data: bytes | memoryview) -> PrimaryKeepalive:
+def _keepalive(data: bytes) -> PrimaryKeepalive:
     wal_end, send_time, reply_requested = _KEEPALIVE.unpack_from(data)
     if len(data) != _KEEPALIVE.size:
         raise ProtocolError(f"keepalive of {len(data)} bytes has bytes left over")

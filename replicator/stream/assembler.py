@@ -1,4 +1,4 @@
-"""pgoutput messages in, batches of routed changes out: one per source transaction, or per part of a giant one. Pure."""
+"""pgoutput messages in, batches of routed changes out: whole source transactions, or parts of a giant one. Pure."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from replicator.model.lsn import ZERO, Lsn
 from replicator.model.row import UNCHANGED, Row
 from replicator.routing.idmap import Unmapped
 from replicator.source import messages
-from replicator.stream.batch import Batch, Truncation, Unmap, fill
+from replicator.stream.batch import Batch, Event, Truncation, Unmap, fill
 from replicator.stream.lookup import MapChange
 from replicator.stream.relations import Relations, RoutedTable, check_width
 
@@ -56,7 +56,16 @@ class Assembler:
         self._applied = applied
         self._unmapped_seen = unmapped_before
         self._part_rows, self._part_bytes = part_rows, part_bytes
-        self._open: Batch | None = None
+        self._gathered = Batch()  # whole transactions that nobody has taken yet
+        self._unmapped: set[Unmapped] = set()
+        # The open transaction, or the part of it since the last cut. A batch of its own for each would cost more than
+        # the rows of a small one.
+        self._events: list[Event] | None = None
+        self._size = 0
+        self._map_changes: dict[tuple[str, str], str | None] = {}
+        self._remap = False
+        self._fence: str | None = None
+        self._in_parts = False
         self._skipping = False
         self._final_lsn = ZERO
         self._handlers: dict[type, Callable[[Any], Batch | None]] = {
@@ -75,10 +84,10 @@ class Assembler:
     @property
     def in_transaction(self) -> bool:
         """Between BEGIN and COMMIT: a keepalive now says nothing about what has been received."""
-        return self._open is not None
+        return self._events is not None
 
     def feed(self, message: pgoutput.Message, size: int) -> Batch | None:
-        """Take one message of ``size`` bytes; a batch when a transaction, or a part of one, is complete.
+        """Take one message of ``size`` bytes; a batch when one is full, or a part of a giant transaction.
 
         Raises:
             ProtocolError: messages in an order that the protocol does not allow.
@@ -92,71 +101,112 @@ class Assembler:
             raise
         if done is not None:
             return done
-        batch = self._open
-        if batch is not None and not self._skipping:
-            batch.size += size + _CHANGE_BYTES
-            if batch.size >= self._part_bytes or len(batch.events) >= self._part_rows:
-                return self._cut()
+        events = self._events
+        if events is not None and not self._skipping:
+            self._size += size + _CHANGE_BYTES
+            if self._size >= self._part_bytes or len(events) >= self._part_rows:
+                return self.take() or self._cut()
         return None
+
+    def take(self) -> Batch | None:
+        """The whole transactions since the last batch; None: there are none. To be called whenever nothing comes in."""
+        gathered = self._gathered
+        if not gathered.end_lsn:
+            return None
+        self._gathered = Batch()
+        gathered.unmapped |= self._take_unmapped()
+        return gathered
 
     def keepalive(self, wal_end: Lsn) -> Position | None:
         """What a keepalive says about our position: nothing in the middle of a transaction."""
-        return None if self._open is not None else Position(wal_end)
+        if self._events is not None:
+            return None
+        if self._gathered.end_lsn:
+            self._gathered.end_lsn = max(self._gathered.end_lsn, wal_end)
+            return None
+        return Position(wal_end)
 
-    def _transaction(self) -> Batch:
-        if self._open is None:
+    def _transaction(self) -> list[Event]:
+        if self._events is None:
             raise ProtocolError("a change came outside of a transaction")
-        return self._open
+        return self._events
 
     def _begin(self, begin: pgoutput.Begin) -> None:
-        if self._open is not None:
+        if self._events is not None:
             raise ProtocolError(f"BEGIN for {begin.final_lsn} inside the transaction of {self._final_lsn}")
         if begin.final_lsn <= self._final_lsn:
             raise ProtocolError(f"a transaction of {begin.final_lsn} came behind that of {self._final_lsn}")
-        self._open = Batch(complete=False)
+        self._events = []
         self._final_lsn = begin.final_lsn
         self._skipping = begin.final_lsn < self._applied
 
-    def _commit(self, commit: pgoutput.Commit) -> Batch:
-        batch = self._transaction()
+    def _commit(self, commit: pgoutput.Commit) -> Batch | None:
+        events = self._transaction()
         if commit.commit_lsn != self._final_lsn:
             raise ProtocolError(f"COMMIT at {commit.commit_lsn} ends the transaction of {self._final_lsn}")
         if commit.end_lsn <= commit.commit_lsn or not _TIMES[0] <= commit.commit_time <= _TIMES[1]:
             raise ProtocolError(f"COMMIT at {commit.commit_lsn} has an impossible end or time")
-        self._open = None
-        batch.unmapped |= self._take_unmapped()
-        batch.complete = True
-        if batch.events:
+        full = None if self._fits(events) else self.take()
+        batch = self._gathered
+        if events:
+            batch.events += events
             batch.ends.append((len(batch.events), commit.commit_lsn))
-        batch.transactions = 0 if self._skipping else 1
+            batch.size += self._size
+        if not self._skipping:
+            batch.transactions += 1
         batch.end_lsn = max(commit.end_lsn, self._applied)
         batch.commit_time = commit.commit_time
-        return batch
+        batch.final_part = self._in_parts
+        self._note_in(batch)
+        self._events, self._size, self._in_parts, self._fence = None, 0, False, None
+        return full
+
+    def _fits(self, events: list[Event]) -> bool:
+        """Whether these may follow the gathered transactions in one batch; see `Batch.is_last`."""
+        batch = self._gathered
+        return (
+            len(batch.events) + len(events) <= self._part_rows
+            and batch.size + self._size <= self._part_bytes
+            and not batch.is_last
+        )
 
     def _cut(self) -> Batch:
         """End this part of a transaction; the next one goes on."""
-        part = self._transaction()
+        events = self._transaction()
+        part = Batch(events, self._size, complete=False, final_part=self._in_parts)
+        part.ends.append((len(events), self._final_lsn))
         part.unmapped |= self._take_unmapped()
-        part.ends.append((len(part.events), self._final_lsn))
-        self._open = Batch(complete=False, final_part=True, fence=part.fence)
+        self._note_in(part)
+        self._events, self._size, self._in_parts = [], 0, True
         return part
 
+    def _note_in(self, batch: Batch) -> None:
+        """What the transaction brings besides rows. Its fence counts once all of it is in."""
+        batch.fence = self._fence or batch.fence
+        if self._map_changes:
+            batch.map_changes |= self._map_changes
+            self._map_changes = {}
+        if self._remap:
+            batch.remap, self._remap = True, False
+
     def _take_unmapped(self) -> set[Unmapped]:
-        taken: set[Unmapped] = set()
-        for table in self._relations.mapped:
-            if table.mapper.unmapped:
-                taken |= table.mapper.take_unmapped()
-        self._unmapped_seen.update((one.map, one.source_id) for one in taken)
+        self._gather_unmapped()
+        taken, self._unmapped = self._unmapped, set()
         return taken
 
+    def _gather_unmapped(self) -> None:
+        for table in self._relations.mapped:
+            if table.mapper.unmapped:
+                taken = table.mapper.take_unmapped()
+                self._unmapped |= taken
+                self._unmapped_seen.update((one.map, one.source_id) for one in taken)
+
     def _relation(self, relation: pgoutput.Relation) -> None:
-        # Take what the old shape gathered before it is replaced.
-        if self._open is not None:
-            self._open.unmapped |= self._take_unmapped()
+        self._gather_unmapped()  # what the old shape met, before it is replaced
         self._relations.add(relation, self._final_lsn)
 
     def _insert(self, insert: pgoutput.Insert) -> None:
-        batch = self._transaction()
+        events = self._transaction()
         if self._skipping:
             return
         table = self._relations[insert.relation_oid]
@@ -168,13 +218,13 @@ class Assembler:
                 hint="publish whole tables: let `replicator` create the publication",
             )
         if table.lookups:
-            self._follow(batch, table, None, new)
+            self._follow(events, table, None, new)
         if self._final_lsn >= table.skip_before:
-            batch.events.append((_INSERT, table, None, table.row(new)))
-            batch.size += table.width * _FIELD_BYTES
+            events.append((_INSERT, table, None, table.row(new)))
+            self._size += table.width * _FIELD_BYTES
 
     def _update(self, update: pgoutput.Update) -> None:
-        batch = self._transaction()
+        events = self._transaction()
         if self._skipping:
             return
         table = self._relations[update.relation_oid]
@@ -185,7 +235,7 @@ class Assembler:
         if old is not None and UNCHANGED in new:
             new = _fill_from_old(table, old, new, old_is_key=update.old_is_key)
         if table.lookups:
-            self._follow(batch, table, old, new)
+            self._follow(events, table, old, new)
         if self._final_lsn < table.skip_before:
             return
         row = table.row(new)
@@ -198,62 +248,64 @@ class Assembler:
             old_key = table.old_key(old)
             if old_key == table.key_of(row):
                 old_key = None  # replica identity FULL sends the old row every time
-        batch.events.append((_UPDATE, table, old_key, row))
-        batch.size += table.width * _FIELD_BYTES
+        events.append((_UPDATE, table, old_key, row))
+        self._size += table.width * _FIELD_BYTES
 
     def _delete(self, delete: pgoutput.Delete) -> None:
-        batch = self._transaction()
+        events = self._transaction()
         if self._skipping:
             return
         table = self._relations[delete.relation_oid]
         check_width(table, delete.old)
         if table.lookups:
-            self._follow(batch, table, delete.old, None)
+            self._follow(events, table, delete.old, None)
         if self._final_lsn < table.skip_before:
             return
         key = table.old_key(delete.old) if table.has_key else table.row(delete.old)
-        batch.events.append((_DELETE, table, key, None))
-        batch.size += len(key) * _FIELD_BYTES
+        events.append((_DELETE, table, key, None))
+        self._size += len(key) * _FIELD_BYTES
 
     def _truncate(self, truncate: pgoutput.Truncate) -> None:
-        batch = self._transaction()
+        events = self._transaction()
         if self._skipping:
             return
         named = [self._relations[oid] for oid in truncate.relation_oids]
         for table in named:
             # Also where the rows are skipped: a lookup is followed from the slot's own position on.
             for lookup in table.lookups:
-                self._note(batch, lookup.clear())
+                self._note(events, lookup.clear())
         tables = tuple(table for table in named if self._final_lsn >= table.skip_before)
         for table in tables:
             if table.mismatch is not None:
                 raise table.mismatch
         if tables:
             complete = len(tables) == len(truncate.relation_oids)
-            batch.events.append(Truncation(tables, truncate.restart_identity, complete))
+            events.append(Truncation(tables, truncate.restart_identity, complete))
 
     def _message(self, message: pgoutput.LogicalMessage) -> Batch | None:
         if message.prefix != messages.PREFIX or not message.transactional:
             return None
-        batch = self._transaction()
+        self._transaction()
         token = _FENCE.fullmatch(message.content)
-        if token is not None:
-            batch.fence = token[1].decode()
+        if token is not None and not self._skipping:
+            self._fence = token[1].decode()
         return None
 
-    def _follow(self, batch: Batch, table: RoutedTable, old: Row | None, new: Row | None) -> None:
+    def _follow(self, events: list[Event], table: RoutedTable, old: Row | None, new: Row | None) -> None:
         for lookup in table.lookups:
-            self._note(batch, lookup.follow(table.layout, old, new))
+            self._note(events, lookup.follow(table.layout, old, new))
 
-    def _note(self, batch: Batch, changes: list[MapChange]) -> None:
+    def _note(self, events: list[Event], changes: list[MapChange]) -> None:
+        if changes:
+            self._gather_unmapped()  # an ID that this very transaction has missed
         for change in changes:
-            batch.map_changes[change.map, change.source_id] = change.target_id
+            self._map_changes[change.map, change.source_id] = change.target_id
             if change.was is not None and change.was != change.target_id:
                 # Before the row's own change: with live foreign keys its dependents must let go first.
-                batch.events.append(Unmap(change.map, change.source_id, change.was))
+                events.append(Unmap(change.map, change.source_id, change.was))
                 self._unmapped_seen.add((change.map, change.source_id))
             if change.target_id is not None and (change.map, change.source_id) in self._unmapped_seen:
-                batch.remap = True
+                self._remap = True
 
 
 def _fill_from_old(table: RoutedTable, old: Row, new: Row, *, old_is_key: bool) -> Row:

@@ -75,6 +75,12 @@ class Batch:
     # (number of events up to the end of a transaction, or of its part; LSN of its COMMIT): which event is of which.
     ends: list[tuple[int, Lsn]] = field(default_factory=list)
 
+    @property
+    def is_last(self) -> bool:
+        """Nothing may be added: behind an incomplete part comes the rest of its own transaction, and behind a remap
+        come rows that were mapped anew, whose keys are not on the target before it is done."""
+        return not self.complete or self.final_part or self.remap
+
     def absorb(self, other: Batch) -> None:
         """Take in the transactions that follow."""
         before = len(self.events)

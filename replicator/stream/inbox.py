@@ -49,9 +49,7 @@ class Inbox:
         if self._batches and batch.complete:
             last = self._batches[-1]
             fits = len(last.events) + len(batch.events) <= self._max_rows and last.size + batch.size <= self._max_bytes
-            # Behind an incomplete part comes the rest of its own transaction; behind a remap come rows that were
-            # mapped anew, whose keys are not on the target before it is done.
-            if last.complete and fits and not last.final_part and not last.remap:
+            if fits and not last.is_last:
                 last.absorb(batch)
                 return
         self._batches.append(batch)

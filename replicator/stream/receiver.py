@@ -17,6 +17,8 @@ from replicator.errors import NEW_SNAPSHOT, SlotLost, TransientError
 from replicator.failpoints import failpoint
 from replicator.model.lsn import Lsn
 from replicator.pgoutput import (
+    XLOG_DATA,
+    XLOG_DATA_HEADER_BYTES,
     PrimaryKeepalive,
     XLogData,
     decode,
@@ -27,9 +29,11 @@ from replicator.pgoutput import (
 from replicator.postgres.connection import Connection, translated
 from replicator.postgres.session import Silence, wait_readable
 from replicator.stream.assembler import Assembler
+from replicator.stream.batch import Batch
 from replicator.stream.inbox import Inbox
 
 FEEDBACK_INTERVAL_S = 1.0
+_BURST = 100  # messages between two looks at the clock and at whoever wants something of us
 
 _PREREQUISITE_MISSING = "55000"  # object_not_in_prerequisite_state
 
@@ -73,7 +77,7 @@ class Receiver:
             SlotLost, TransientError, ConfigError, …: the server will not stream.
         """
         with translated("source"):
-            _start_replication(self._conn, self._slot, self._publication, self._start)
+            start_replication(self._conn, self._slot, self._publication, self._start)
         self._thread.start()
 
     def stop(self) -> None:
@@ -90,6 +94,8 @@ class Receiver:
                     self._receive()
                 except errors.UndefinedObject as exc:  # the publication: nothing else is looked up by name
                     raise self._publication_lost() from exc
+                finally:
+                    self._hand_over(self._assembler.take())  # what came whole is applied, whatever came behind it
             self._inbox.close()
         except BaseException as exc:
             self._inbox.close(exc)
@@ -97,32 +103,37 @@ class Receiver:
     def _receive(self) -> None:
         pgconn = self._conn.pgconn
         # A hot loop: one turn per message, so that names are bound once and nothing is called that need not be.
-        get, feed, put, assembler = pgconn.get_copy_data, self._assembler.feed, self._inbox.put, self._assembler
-        stopped, lost, silence = self._stop.is_set, self._lost, self._silence
+        get, assembler, inbox = pgconn.get_copy_data, self._assembler, self._inbox
+        feed, lost, silence = assembler.feed, self._lost, self._silence
         talking = False
         now = time.monotonic
-        while not stopped():
+        while not self._stop.is_set():
             if now() >= self._next_feedback:
                 self._send_feedback()
-            if self._inbox.is_full and not self._inbox.wait_for_room(FEEDBACK_INTERVAL_S / 4):
+            if inbox.is_full and not inbox.wait_for_room(FEEDBACK_INTERVAL_S / 4):
                 silence.heard()  # while nobody listens, nobody knows
                 continue
-            length, data = get(1)
-            if lost:
-                raise lost[0]
-            if length > 0:
+            length = 0
+            for _ in range(_BURST):
+                length, data = get(1)
+                if lost:
+                    raise lost[0]
+                if length <= 0:
+                    break
                 talking = True
-                frame = parse_frame(data)
-                if type(frame) is XLogData:
-                    batch = feed(decode(frame.payload), length)
+                frame = bytes(data)
+                if frame[0] == XLOG_DATA:
+                    batch = feed(decode(frame, XLOG_DATA_HEADER_BYTES), length)
                     if batch is not None:
-                        self._received = max(self._received, batch.end_lsn)
-                        put(batch)
-                        if not assembler.in_transaction:
-                            self._before_transaction()
-                elif isinstance(frame, PrimaryKeepalive):
-                    self._keepalive(frame)
-            elif length == 0:
+                        self._hand_over(batch)
+                        break  # the inbox may be full
+                else:
+                    self._keepalive(parse_frame(frame))
+            if length < 0:
+                self._raise_end(pgconn)
+            if length == 0:
+                # Now, and not when there is more of it: a lone transaction must not wait.
+                self._hand_over(assembler.take())
                 self._before_transaction_if_idle()
                 wait_s = max(0.0, min(self._next_feedback - now(), FEEDBACK_INTERVAL_S))
                 if select.select([pgconn.socket], [], [], min(wait_s, 0.2))[0]:
@@ -133,9 +144,12 @@ class Receiver:
                     talking = False
                 else:
                     silence.check()
-            else:
-                self._raise_end(pgconn)
         self._send_feedback()
+
+    def _hand_over(self, batch: Batch | None) -> None:
+        if batch is not None:
+            self._received = max(self._received, batch.end_lsn)
+            self._inbox.put(batch)
 
     def _heed(self, notice: psycopg.errors.Diagnostic) -> None:
         """A warning of the server's, in its place between the changes.
@@ -155,7 +169,8 @@ class Receiver:
         if not self._assembler.in_transaction:
             self._before_transaction()
 
-    def _keepalive(self, keepalive: PrimaryKeepalive) -> None:
+    def _keepalive(self, keepalive: PrimaryKeepalive | XLogData) -> None:
+        assert isinstance(keepalive, PrimaryKeepalive)
         position = self._assembler.keepalive(keepalive.wal_end)
         if position is not None:
             self._received = max(self._received, position.lsn)
@@ -190,7 +205,7 @@ class Receiver:
         raise TransientError("source: the server ended the stream")
 
 
-def _start_replication(conn: Connection, slot: str, publication: str, start: Lsn) -> None:
+def start_replication(conn: Connection, slot: str, publication: str, start: Lsn) -> None:
     """Enter CopyBoth mode. A string in the statement, not a parameter: a replication session takes none."""
     statement = sql.SQL(
         "START_REPLICATION SLOT {} LOGICAL {} (proto_version '1', publication_names {}, binary 'true', messages 'true')"

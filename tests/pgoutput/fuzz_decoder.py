@@ -9,7 +9,7 @@ import struct
 import time
 
 from replicator.errors import ProtocolError
-from replicator.pgoutput import PrimaryKeepalive, XLogData, decode, parse_frame
+from replicator.pgoutput import XLOG_DATA_HEADER_BYTES, PrimaryKeepalive, XLogData, decode, parse_frame
 from tests.pgoutput.wire import SAMPLES, encode
 
 # Numbers at the edges of what lengths, counts and flags can be.
@@ -62,11 +62,11 @@ def read(data: bytes) -> None:
         ProtocolError: as it may.
         AssertionError: what was accepted is not what was sent.
     """
-    frame = parse_frame(memoryview(data))
+    frame = parse_frame(data)
     if framed(frame) != data:
         raise AssertionError(f"was accepted as {frame!r}")
     if isinstance(frame, XLogData):
-        message = decode(frame.payload)
+        message = decode(data, XLOG_DATA_HEADER_BYTES)
         if encode(message) != frame.payload:
             raise AssertionError(f"was accepted as {message!r}")
 

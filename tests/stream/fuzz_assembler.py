@@ -103,6 +103,9 @@ class Session:
 
     def feed(self, message: pgoutput.Message) -> None:
         batch = self.wire.send(message, size=self.rng.choice((0, 10, 10_000)))
+        self._take(batch)
+        if self.rng.random() < 0.1:
+            self._take(self.wire.assembler.take())
         if isinstance(message, pgoutput.Begin):
             self.open_at = message.final_lsn
         elif isinstance(message, pgoutput.Commit):
@@ -110,6 +113,8 @@ class Session:
         elif isinstance(message, pgoutput.Relation):
             self.shapes[message.oid] = len(message.columns)
         self.sent += self._counts(message)
+
+    def _take(self, batch: Batch | None) -> None:
         if batch is not None:
             self.batches.append(batch)
             for changes in (True, False):
@@ -125,8 +130,9 @@ class Session:
 
     def check(self) -> int:
         """All changes that were accepted are in the batches, the open one included; how many."""
-        out = self.batches + ([self.wire.assembler._open] if self.wire.assembler._open is not None else [])
-        found = sum(type(event) is tuple for batch in out for event in batch.events)
+        self._take(self.wire.assembler.take())
+        events = [event for batch in self.batches for event in batch.events] + (self.wire.assembler._events or [])
+        found = sum(type(event) is tuple for event in events)
         assert found == self.sent, f"{self.sent} changes were accepted, {found} came out"
         return found
 

@@ -97,7 +97,9 @@ class Wire:
 
     def commit(self) -> Batch:
         lsn = self._commit_lsn
-        batch = self.send(pgoutput.Commit(0, Lsn(lsn), Lsn(lsn + 8), 5))
+        full = self.send(pgoutput.Commit(0, Lsn(lsn), Lsn(lsn + 8), 5))
+        assert full is None
+        batch = self.assembler.take()
         assert batch is not None
         return batch
 

@@ -275,7 +275,7 @@ def test_a_shape_from_before_the_tables_own_snapshot_is_refused_only_with_rows_f
         wire.begin(lsn)
         with pytest.raises(SchemaMismatch, match="no longer sends column v"):
             wire.send(message)
-        wire.assembler._open = None
+        wire.assembler._events = None
     wire.begin(700)
     with pytest.raises(SchemaMismatch, match="no longer sends column v"):
         wire.send(sent("id", "gone"))
