@@ -7,6 +7,7 @@ import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
@@ -166,7 +167,7 @@ class Settings(BaseSettings):
         _later_port(self.metrics.listen, max(self.lanes) - lanes.FIRST)
         return self
 
-    @property
+    @cached_property
     def lane_of(self) -> Mapping[TableName, int]:
         """The lane of each target table that ``[lanes]`` names; all others are in lane 1."""
         return lanes.assign(self.lanes)

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import json
 import secrets
-import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from random import Random
 from typing import Any
 
 import psycopg
@@ -18,6 +16,7 @@ from replicator.config import Settings, load
 from tests.conftest import DatabasePair
 from tests.endurance.process import Service, environment, say, tail
 from tests.endurance.rig import Rig
+from tests.faults import writers
 
 TABLES = ("customers", "orders", "readings", "events")
 # readings and events are lane 2's: one references a table of lane 1, the other has no key, so that nothing hides what
@@ -40,41 +39,13 @@ ANALYZE;
 """
 
 
-class Writer:
-    """A client whose transactions reach into both lanes. A context manager."""
+class Writer(writers.Writer):
+    """A client whose transactions reach into both lanes."""
 
-    def __init__(self, dsn: str, *, pause_s: float = 0.01) -> None:
-        self._dsn, self._pause_s, self._random = dsn, pause_s, Random(7)
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="writer", daemon=True)
-        self.transactions = 0
-        self.error: BaseException | None = None
-
-    def __enter__(self) -> Writer:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_exc: object) -> None:
-        self._stop.set()
-        self._thread.join(60)
-        assert not self._thread.is_alive()
+    def __exit__(self, *exc: object) -> None:
+        super().__exit__(*exc)
         assert self.error is None
         assert self.transactions > 0
-
-    def _run(self) -> None:
-        """A cutover ends its sessions, and refuses it from then on."""
-        while not self._stop.is_set():
-            try:
-                with psycopg.connect(self._dsn, autocommit=True) as conn:
-                    while not self._stop.wait(self._pause_s):
-                        with conn.transaction():
-                            self._write(conn)
-                        self.transactions += 1
-            except (psycopg.OperationalError, psycopg.errors.ReadOnlySqlTransaction):
-                self._stop.wait(0.1)
-            except BaseException as exc:
-                self.error = exc
-                raise
 
     def _write(self, conn: psycopg.Connection[Any]) -> None:
         number = self.transactions

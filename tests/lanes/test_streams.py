@@ -61,6 +61,23 @@ def test_truncate_across_lanes_empties_all_tables(laned):
     assert [service.lives for service in laned.services.values()] == [1, 1]
 
 
+def test_verify_judges_each_table_by_its_own_lane(laned):
+    """A lane that is stopped has what it has; the tables of the running one are compared as they move."""
+    laned.services[2].terminate(15)
+    with Writer(laned.writers_dsn):
+        laned.mark("for lane 1")
+        laned.wait_for_mark("for lane 1", 1)
+        found = json.loads(laned.run("verify", "--json", exits=1))
+        assert {table["name"]: table["equal"] for table in found["tables"]} == {
+            "customers": True, "orders": True, "readings": False, "events": False}  # fmt: skip
+        assert json.loads(laned.run("verify", "--json", "--table", "orders"))["equal"]
+    laned.start(2)
+    laned.wait_for_mark("for lane 1", 2)
+    laned.mark("for both")
+    laned.wait_for_mark("for both", 1, 2)
+    laned.assert_same(*TABLES)
+
+
 def test_a_table_is_copied_again_by_the_service_of_its_lane(laned):
     with psycopg.connect(laned.target_dsn) as conn:
         conn.execute("DELETE FROM readings WHERE id < 100")
