@@ -111,9 +111,12 @@ class Laned(Rig):
 
     def wait_for_mark(self, text: str, *lanes: int) -> None:
         for lane in lanes:
-            self.wait_until(
-                lambda lane=lane: self.arrived(lane, text), f"{text} does not reach lane {lane}", runs=False
-            )
+
+            def reached(lane: int = lane) -> bool:
+                self.services[lane].require_running()
+                return self.arrived(lane, text)
+
+            self.wait_until(reached, f"{text} does not reach lane {lane}", runs=False)
 
     def status(self, *, exits: int = 0) -> dict[str, Any]:
         found: dict[str, Any] = json.loads(self.run("status", "--json", exits=exits))

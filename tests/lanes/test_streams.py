@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import signal
+import subprocess
 
 import psycopg
+import pytest
 
 from tests.lanes.conftest import TABLES, Writer
 
@@ -75,6 +77,22 @@ def test_verify_judges_each_table_by_its_own_lane(laned):
     laned.wait_for_mark("for lane 1", 2)
     laned.mark("for both")
     laned.wait_for_mark("for both", 1, 2)
+    laned.assert_same(*TABLES)
+
+
+def test_verify_waits_for_the_lane_that_is_behind(laned):
+    """What it has not applied yet is no difference."""
+    laned.services[2].process.send_signal(signal.SIGSTOP)
+    try:
+        laned.mark("behind")
+        laned.wait_for_mark("behind", 1)
+        verification = laned.popen("verify", "--json")
+        with pytest.raises(subprocess.TimeoutExpired):
+            verification.wait(5)
+    finally:
+        laned.services[2].process.send_signal(signal.SIGCONT)
+    out, err = verification.communicate(timeout=60)
+    assert verification.returncode == 0, out + err
     laned.assert_same(*TABLES)
 
 
