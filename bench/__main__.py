@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from bench import cost, latency, partitions, snapshot, stages, stream
+from bench import cost, lanes, latency, partitions, snapshot, stages, stream
 from bench.lab import SERVER_SETTINGS, Lab, start_lab, value
 from bench.options import Options, Say
 from bench.peers import pgcopydb
@@ -26,6 +26,7 @@ SECTIONS: dict[str, Callable[[Lab, Options, Report, Say], None]] = {
     "latency": latency.measure,
     "partitions": partitions.measure,
     "cost": cost.measure,
+    "lanes": lanes.measure,
     "stages": stages.measure,
 }
 _QUICK = {

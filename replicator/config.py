@@ -5,14 +5,18 @@ from __future__ import annotations
 import os
 import re
 import tomllib
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, SettingsError
 
 from replicator.errors import ConfigError
 from replicator.model.schema import TableName, parse_column_name, parse_table_name
+from replicator.routing import lanes
 from replicator.routing.idmap import MapSpec, OnUnmapped
 from replicator.routing.route import RouteSpec
 
@@ -28,6 +32,10 @@ def parse_size(value: object) -> object:
         raise ValueError("write a size such as 16MiB or 256MB")
     return int(match[1]) * _UNITS[match[2].lower()]
 
+
+# Names of sessions end with the slot's, and PostgreSQL cuts them: lanes could not be told apart.
+_LANE_SLOT_LENGTH: Final = 63 - len("replicator analyze ")
+_NAME_BYTES: Final = 63
 
 Size = Annotated[int, BeforeValidator(parse_size), Field(gt=0)]
 
@@ -115,6 +123,8 @@ class Settings(BaseSettings):
     tables: tuple[str, ...] = ()
     id_maps: dict[str, IdMapSettings] = Field(default_factory=dict)
     routes: dict[str, RouteSettings] = Field(default_factory=dict)
+    lanes: dict[int, Annotated[tuple[str, ...], Field(min_length=1)]] = Field(default_factory=dict)
+    _lane: int = PrivateAttr(default=0)  # whose settings these are; 0: those of all lanes
 
     @classmethod
     def settings_customise_sources(
@@ -138,10 +148,91 @@ class Settings(BaseSettings):
                 seen[column] = spec.name
         return self
 
+    @model_validator(mode="after")
+    def _lanes_are_sound(self) -> Settings:
+        if not self.lanes:
+            return self
+        lane_of = self.lane_of
+        if self.tables:
+            lanes.refuse_strangers(lane_of, {spec.target for spec in self._all_specs([])})
+        lanes.refuse_split_lookups(lane_of, self.map_specs, self._renamed_specs())
+        last = f"_{max(self.lanes)}"
+        if len(self.source.slot + last) > _LANE_SLOT_LENGTH:
+            length = _LANE_SLOT_LENGTH - len(last)
+            raise ValueError(f"lanes: source.slot is too long for lanes, whose slots are called …{last}: choose one of "
+                             f"at most {length} characters")  # fmt: skip
+        if len((self.source.publication + last).encode()) > _NAME_BYTES:
+            raise ValueError(f"lanes: source.publication is too long for lanes, whose publications are called …{last}: "
+                             f"choose one of at most {_NAME_BYTES - len(last)} bytes")  # fmt: skip
+        _later_port(self.metrics.listen, max(self.lanes) - lanes.FIRST)
+        return self
+
+    @cached_property
+    def lane_of(self) -> Mapping[TableName, int]:
+        """The lane of each target table that ``[lanes]`` names; all others are in lane 1."""
+        return lanes.assign(self.lanes)
+
+    @property
+    def lane_number(self) -> int:
+        """Which lane these settings are of; 0: all of them, or there is only one."""
+        return self._lane
+
+    @property
+    def lane_numbers(self) -> tuple[int, ...]:
+        """The lanes that there are."""
+        return (lanes.FIRST, *sorted(self.lanes))
+
+    @property
+    def run_command(self) -> str:
+        """What starts the service of these settings."""
+        return f"replicator run --lane {self._lane}" if self._lane else "replicator run"
+
+    @property
+    def prefix(self) -> str:
+        """What tells messages of one lane from those of another: ``lane 2: ``; empty where there is only one."""
+        return f"lane {self._lane}: " if self._lane else ""
+
+    def lane(self, number: int) -> Settings:
+        """The settings of one lane: its slot, publication, tables, ID maps and port. These, where there is one alone.
+
+        Raises:
+            ConfigError: there is no such lane.
+        """
+        if number not in self.lane_numbers:
+            raise ConfigError(f"there is no lane {number}: the settings have {_show_lanes(self.lane_numbers)}",
+                              hint="name one of these with --lane, or add it to [lanes]")  # fmt: skip
+        if not self.lanes:
+            return self
+        source, metrics = self.source, self.metrics
+        if number != lanes.FIRST:
+            names = {"slot": f"{source.slot}_{number}", "publication": f"{source.publication}_{number}"}
+            source = source.model_copy(update=names)
+            metrics = Metrics(listen=_later_port(metrics.listen, number - lanes.FIRST))
+        found = self.model_copy(update={"source": source, "metrics": metrics})
+        found._lane = number
+        return found
+
+    def split(self) -> tuple[Settings, ...]:
+        """The settings of every lane; these alone where there is one, or where they are of one already."""
+        return (self,) if self._lane else tuple(self.lane(number) for number in self.lane_numbers)
+
+    def require_one_lane(self) -> Settings:
+        """These settings, if they are of one service.
+
+        Raises:
+            ConfigError: there are several lanes, and none was chosen.
+        """
+        if self.lanes and not self._lane:
+            raise ConfigError(
+                f"the settings have {_show_lanes(self.lane_numbers)}, each with a service of its own",
+                hint="choose one: " + ", ".join(f"`{lane.run_command}`" for lane in self.split()),
+            )
+        return self
+
     @property
     def map_specs(self) -> tuple[MapSpec, ...]:
-        """The ID maps as the routing floor knows them."""
-        return tuple(
+        """The ID maps as the routing floor knows them; of a lane those that its columns pass through."""
+        specs = tuple(
             MapSpec(
                 name=name,
                 columns=frozenset(parse_column_name(text) for text in settings.columns),
@@ -152,18 +243,55 @@ class Settings(BaseSettings):
             )
             for name, settings in self.id_maps.items()
         )
+        if not self._lane:
+            return specs
+        kept = (replace(spec, columns=frozenset(c for c in spec.columns if self.takes(c[:2]))) for spec in specs)
+        return tuple(spec for spec in kept if spec.columns)
 
     def route_specs(self, all_tables: list[TableName]) -> list[RouteSpec]:
         """One spec per table; ``all_tables`` of the source stand in where the settings name none."""
+        return [spec for spec in self._all_specs(all_tables) if self.takes(spec.target)]
+
+    def elsewhere(self, all_tables: list[TableName]) -> frozenset[TableName]:
+        """Target tables that other lanes than this one take; ``all_tables`` as of `route_specs`."""
+        return frozenset(spec.target for spec in self._all_specs(all_tables) if not self.takes(spec.target))
+
+    def takes(self, table: TableName) -> bool:
+        """Whether a target table, if it is replicated at all, is of these settings' lane."""
+        return self._lane in (0, self.lane_of.get(table, lanes.FIRST))
+
+    def _all_specs(self, all_tables: list[TableName]) -> list[RouteSpec]:
         names = [parse_table_name(name) for name in self.tables] or all_tables
-        special = {parse_table_name(name): settings for name, settings in self.routes.items()}
-        names += [name for name in special if name not in names]
-        specs = []
-        for name in names:
-            settings = special.get(name, RouteSettings())
-            source = parse_table_name(settings.source) if settings.source else name
-            specs.append(RouteSpec(source, name, settings.columns))
-        return specs
+        special = {spec.target: spec for spec in self._renamed_specs()}
+        names = list(dict.fromkeys([*names, *special, *(() if self.tables else self.lane_of)]))
+        return [special.get(name) or RouteSpec(name, name) for name in names]
+
+    def _renamed_specs(self) -> list[RouteSpec]:
+        """Of the tables that have settings of their own."""
+        found = []
+        for text, settings in self.routes.items():
+            name = parse_table_name(text)
+            found.append(
+                RouteSpec(parse_table_name(settings.source) if settings.source else name, name, settings.columns)
+            )
+        return found
+
+
+def _show_lanes(numbers: tuple[int, ...]) -> str:
+    if len(numbers) == 1:
+        return "lane 1 alone"
+    return f"lanes {', '.join(map(str, numbers[:-1]))} and {numbers[-1]}"
+
+
+def _later_port(listen: str, step: int) -> str:
+    """``listen`` with its port raised; one that means “any free one”, or is none, stays as it is."""
+    host, colon, port = listen.rpartition(":")
+    if not (port.isascii() and port.isdigit() and int(port)):
+        return listen
+    if int(port) + step > 65535:
+        raise ValueError(f"lanes: metrics.listen: each lane listens on the next port, and {port} leaves no room: "
+                         "choose a lower one")  # fmt: skip
+    return f"{host}{colon}{int(port) + step}"
 
 
 _REFERENCE = "see the settings reference in the README"

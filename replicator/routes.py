@@ -7,8 +7,9 @@ from collections.abc import Collection, Sequence
 from replicator.config import Settings
 from replicator.errors import SchemaMismatch
 from replicator.model.schema import TableName
-from replicator.postgres.catalog import list_tables, load_tables
+from replicator.postgres.catalog import list_references, list_tables, load_tables
 from replicator.postgres.connection import Connection, translated
+from replicator.routing.lanes import crossing_keys
 from replicator.routing.route import Fault, Route, plan_routes
 
 
@@ -46,3 +47,29 @@ def refuse_faults(faults: Sequence[Fault]) -> None:
     if faults:
         lines = "\n".join(f"{'.'.join(fault.table)}: {fault.message} — {fault.remedy}" for fault in faults)
         raise SchemaMismatch(lines, hint="`replicator plan` shows every route")
+
+
+def load_elsewhere(settings: Settings, source: Connection) -> frozenset[TableName]:
+    """Target tables of other lanes than that of these settings."""
+    if not settings.lane_number:
+        return frozenset()
+    with translated("source"):
+        return settings.elsewhere(list_tables(source))
+
+
+def load_referenced(
+    settings: Settings, routes: Collection[Route], source: Connection, target: Connection
+) -> frozenset[TableName]:
+    """Those of our target tables that tables of other lanes reference."""
+    elsewhere = load_elsewhere(settings, source)
+    if not elsewhere:
+        return frozenset()
+    with translated("target"):
+        found = list_references(target, [route.target for route in routes])
+    return frozenset(name for name, referencing in found if referencing in elsewhere)
+
+
+def refuse_crossing_keys(settings: Settings, routes: Collection[Route], source: Connection) -> None:
+    """Raise SchemaMismatch where foreign keys, which are live, lead from one lane to another."""
+    planned = load_elsewhere(settings, source) | {route.name for route in routes}
+    refuse_faults(crossing_keys(settings.lane_of, routes, planned))

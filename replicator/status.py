@@ -92,6 +92,7 @@ class Status:
     problems: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()  # worth knowing, and no problem
     waits: tuple[str, ...] = ()  # what the service waits for; among the problems too
+    lanes: tuple[LaneStatus, ...] = ()  # where there are several
 
     @property
     def healthy(self) -> bool:
@@ -115,7 +116,23 @@ class Status:
             "healthy": self.healthy,
             "problems": list(self.problems),
             "notes": list(self.notes),
+            **({"lanes": [lane.to_json() for lane in self.lanes]} if self.lanes else {}),
         }
+
+
+@dataclass(frozen=True, slots=True)
+class LaneStatus:
+    """One lane among several; its tables, cutover and notes are told with the others'."""
+
+    lane: int
+    status: Status
+
+    def to_json(self) -> dict[str, object]:
+        """The entry of ``lanes`` in ``status --json``."""
+        told = self.status.to_json()
+        keys = ("slot", "phase", "applied_lsn", "source_lsn", "lag_bytes", "lag_seconds", "quarantined_rows", "problem",
+                "healthy", "problems")  # fmt: skip
+        return {"lane": self.lane, **{key: told[key] for key in keys}}
 
 
 @dataclass(frozen=True, slots=True)
@@ -264,7 +281,7 @@ class StatusReader:
             quarantined_rows=target.quarantined_rows,
             cutover=target.cutover,
             problem=checkpoint.problem if checkpoint else None,
-            problems=(*_problems(target, source, slot, lag_seconds), *self._drift[0]),
+            problems=(*_problems(target, source, slot, lag_seconds, self._settings.run_command), *self._drift[0]),
             notes=self._drift[1],
             waits=target.waits,
         )
@@ -329,7 +346,7 @@ def _lag(target: _TargetSide, source: _SourceSide) -> tuple[int | None, float | 
 
 
 def _problems(
-    target: _TargetSide, source: _SourceSide, slot: SlotStatus | None, lag_seconds: float | None
+    target: _TargetSide, source: _SourceSide, slot: SlotStatus | None, lag_seconds: float | None, run_command: str
 ) -> list[str]:
     """Why somebody should look, one line each."""
     checkpoint = target.checkpoint
@@ -347,7 +364,7 @@ def _problems(
         return found
     found += target.waits
     if not target.writer_runs:
-        found.append(f"the service is not running, at phase {checkpoint.phase}: start it with `replicator run`")
+        found.append(f"the service is not running, at phase {checkpoint.phase}: start it with `{run_command}`")
     if checkpoint.phase == "streaming" and lag_seconds is not None and lag_seconds > _LONG_LAG_S:
         found.append(f"the target is {lag_seconds:.0f} s behind")
     if not source.error:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from psycopg import sql
 
@@ -15,6 +15,7 @@ from replicator.postgres.catalog import list_tables
 from replicator.postgres.connection import Connection, Side, query, table_identifier, translated
 from replicator.routes import load_routes, refuse_faults
 from replicator.routing.drift import Drift, find_drift, shown
+from replicator.routing.lanes import FIRST
 from replicator.routing.record import TableRecord, record_of, renewed
 from replicator.routing.route import Fault, Route
 from replicator.target import state
@@ -41,6 +42,53 @@ class Survey:
     def notes(self) -> tuple[Drift, ...]:
         """What somebody should know."""
         return tuple(drift for drift in self.drifts if not drift.stops)
+
+
+@dataclass(frozen=True, slots=True)
+class Recorded:
+    """What the target knows of earlier runs of a slot; empty if there were none."""
+
+    checkpoint: state.Checkpoint | None = None
+    tables: States = field(default_factory=dict)
+
+    @property
+    def is_streaming(self) -> bool:
+        """A snapshot began and no cutover has ended it: slot and publication must be there."""
+        return self.checkpoint is not None and self.checkpoint.phase not in ("new", "cut_over")
+
+    @property
+    def copied_tables(self) -> States:
+        """All tables, once the snapshot is complete; none before."""
+        known = self.checkpoint is not None and self.checkpoint.phase not in ("new", "copying")
+        return self.tables if known else {}
+
+
+def load_recorded(target: Connection, slot: str) -> Recorded:
+    """Read our state, if the target has it."""
+    with translated("target"):
+        if not state.exists(target):
+            return Recorded()
+        return Recorded(state.load_checkpoint(target, slot), state.load_table_states(target, slot))
+
+
+def survey_lanes(settings: Settings, source: Connection, target: Connection, *, closely: bool = False) -> Survey:
+    """The surveys of all lanes, each against its own record, as one. ``closely``: as of `survey`."""
+    return merged(
+        survey(lane, source, target, load_recorded(target, lane.source.slot).copied_tables, closely=closely)
+        for lane in settings.split()
+    )
+
+
+def merged(surveys: Iterable[Survey]) -> Survey:
+    """Several lanes as one."""
+    every = list(surveys)
+    return Survey(
+        routes=tuple(route for one in every for route in one.routes),
+        faults=tuple(fault for one in every for fault in one.faults),
+        drifts=tuple(drift for one in every for drift in one.drifts),
+        newcomers=tuple(name for one in every for name in one.newcomers),
+        states={name: known for one in every for name, known in one.states.items()},
+    )
 
 
 def survey(
@@ -214,6 +262,10 @@ def _parted(
     with translated("target"):
         targets = _names(target, [record.target_oid for record in lost.values()])
     specs = settings.route_specs([])
+    for name in [name for name in lost if not settings.takes(name)]:
+        drifts.append(_moved(settings, name))
+        explained.add(name)
+        del lost[name]
     for name, record in lost.items():
         there, here = sources.get(record.source_oid), targets.get(record.target_oid)
         asked = {spec.target for spec in specs if spec.target in (name, here) or spec.source == there}
@@ -231,6 +283,16 @@ def _parted(
             drifts.append(Drift(name, "the table was dropped on the source; the target's keeps its last rows",
                                 also + remedy, stops=bool(settings.tables)))  # fmt: skip
     return drifts, explained
+
+
+def _moved(settings: Settings, name: TableName) -> Drift:
+    number = settings.lane_of.get(name, FIRST)
+    return Drift(
+        name,
+        f"the settings give the table to lane {number}, and it was copied by slot {settings.source.slot}",
+        "put it back: tables stay in the lane that has copied them; or start all over: `replicator teardown`, then a "
+        "new snapshot",
+    )
 
 
 def _renamed(name: TableName, there: TableName, here: TableName) -> Drift:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from psycopg import sql
@@ -17,7 +17,8 @@ from replicator.source.publication import drop_publication, load_publication
 from replicator.source.slot import SlotInfo, drop_slot, load_slot
 from replicator.target import indexes, state
 
-_SLOT_TABLES = ("checkpoint", "table_state", "cutover_step")  # with a column that names the slot
+# With a column that names the slot.
+_SLOT_TABLES = ("checkpoint", "table_state", "copied_part", "quarantine", "cutover_step")
 _KEPT_WITH_ID_MAP = ("migration", "id_map", "unmapped_id")
 
 
@@ -30,7 +31,7 @@ class Removal:
 
 
 def teardown(settings: Settings, *, keep_id_map: bool = False, skip_source: bool = False) -> Removal:
-    """Remove slot, publication and our state; parts that are gone already are no fault.
+    """Remove slot and publication, those of every lane, and our state; parts that are gone already are no fault.
 
     The source comes first: a slot that nobody reads fills its disk, and the target's state tells whose slot it is.
 
@@ -42,19 +43,21 @@ def teardown(settings: Settings, *, keep_id_map: bool = False, skip_source: bool
         Refused: the service runs, a cutover is unfinished, or slot and state do not belong together.
         ReplicatorError: a side does not answer.
     """
-    slot = settings.source.slot
+    lanes = settings.split()
     removed: list[str] = []
     kept: list[str] = []
     with contextlib.closing(connect(settings.target.dsn, "target", purpose="teardown")) as target:
         with translated("target"):
-            checkpoint = state.load_checkpoint(target, slot) if state.exists(target) else None
+            known = state.exists(target)
+            checkpoints = [state.load_checkpoint(target, lane.source.slot) if known else None for lane in lanes]
             # Held to the end: a service that starts now must not find half of its state.
-            _become_only_writer(target, slot, checkpoint)
+            for lane, checkpoint in zip(lanes, checkpoints, strict=True):
+                _become_only_writer(target, lane.source.slot, checkpoint)
         if not skip_source:
             with contextlib.closing(_connect_source(settings)) as source, translated("source"):
-                _clear_source(source, settings, checkpoint, removed, kept)
+                _clear_source(source, lanes, checkpoints, removed, kept)
         with translated("target"):
-            _clear_target(target, slot, keep_id_map, removed, kept)
+            _clear_target(target, [lane.source.slot for lane in lanes], keep_id_map, removed, kept)
     return Removal(tuple(removed), tuple(kept))
 
 
@@ -82,27 +85,31 @@ def _connect_source(settings: Settings) -> Connection:
 
 def _clear_source(
     source: Connection,
-    settings: Settings,
-    checkpoint: state.Checkpoint | None,
+    lanes: Sequence[Settings],
+    checkpoints: Sequence[state.Checkpoint | None],
     removed: list[str],
     kept: list[str],
 ) -> None:
-    slot = load_slot(source, settings.source.slot)
-    _refuse_foreign(source, slot, checkpoint)
-    if slot is not None:
-        try:
-            drop_slot(source, slot.name)
-        except StateError as exc:
-            raise Refused(f"{exc.message}: nothing was removed", hint=exc.hint) from exc
-        removed.append(f"slot {slot.name} on the source")
-    name = settings.source.publication
-    publication = load_publication(source, name)
-    if publication is not None and publication.is_ours:
-        drop_publication(source, name)
-        removed.append(f"publication {name} on the source")
-    elif publication is not None:
-        kept.append(f"publication {name} on the source: it belongs to another role")
-    if checkpoint is not None and checkpoint.phase == "cut_over" and load_read_only(source) == "on":
+    slots = [load_slot(source, lane.source.slot) for lane in lanes]
+    for slot, checkpoint in zip(slots, checkpoints, strict=True):
+        _refuse_foreign(source, slot, checkpoint)
+    for slot in slots:
+        if slot is not None:
+            try:
+                drop_slot(source, slot.name)
+            except StateError as exc:
+                what = f"{', '.join(removed)} was removed, and no more" if removed else "nothing was removed"
+                raise Refused(f"{exc.message}: {what}", hint=exc.hint) from exc
+            removed.append(f"slot {slot.name} on the source")
+    for name in (lane.source.publication for lane in lanes):
+        publication = load_publication(source, name)
+        if publication is not None and publication.is_ours:
+            drop_publication(source, name)
+            removed.append(f"publication {name} on the source")
+        elif publication is not None:
+            kept.append(f"publication {name} on the source: it belongs to another role")
+    finalized = any(checkpoint is not None and checkpoint.phase == "cut_over" for checkpoint in checkpoints)
+    if finalized and load_read_only(source) == "on":
         kept.append("the source's database setting default_transaction_read_only = on: the target has taken over")
 
 
@@ -127,19 +134,19 @@ def _refuse_foreign(source: Connection, slot: SlotInfo | None, checkpoint: state
         )
 
 
-def _clear_target(target: Connection, slot: str, keep_id_map: bool, removed: list[str], kept: list[str]) -> None:
+def _clear_target(target: Connection, slots: list[str], keep_id_map: bool, removed: list[str], kept: list[str]) -> None:
     if not state.exists(target):
         return
     kept += [f"index {name} on the target: it was missing and is built again" for name in _rebuild_indexes(target)]
     [(others,)] = query(
-        target, "SELECT pg_catalog.string_agg(slot, ', ') FROM replicator.checkpoint WHERE slot <> %s", slot
+        target, "SELECT pg_catalog.string_agg(slot, ', ') FROM replicator.checkpoint WHERE slot <> ALL (%s)", slots
     )
     with target.transaction():
         if others:
             for table in _SLOT_TABLES:
-                statement = sql.SQL("DELETE FROM {} WHERE slot = %s").format(table_identifier(("replicator", table)))
-                target.execute(statement, (slot,))
-            removed.append(f"the state of slot {slot} on the target")
+                name = table_identifier(("replicator", table))
+                target.execute(sql.SQL("DELETE FROM {} WHERE slot = ANY (%s)").format(name), (slots,))
+            removed.append(f"the state of slot {', '.join(slots)} on the target")
             kept.append(f"schema replicator on the target: it holds the state of slot {others}")
         elif keep_id_map:
             _empty_all_but_id_maps(target)

@@ -8,8 +8,10 @@ from psycopg import sql
 
 from replicator.errors import Refused
 from replicator.model.schema import Table, TableName, show_tables
+from replicator.postgres.catalog import list_references
 from replicator.postgres.connection import Connection, query, table_identifier
 from replicator.routing.order import levels
+from replicator.target.role import may_be_replica
 
 
 def refuse_rows(conn: Connection, tables: Iterable[Table]) -> None:
@@ -25,13 +27,16 @@ def refuse_rows(conn: Connection, tables: Iterable[Table]) -> None:
         )
 
 
-def refuse_outsiders(conn: Connection, tables: Iterable[Table]) -> None:
+def refuse_outsiders(conn: Connection, tables: Iterable[Table], *, but: Collection[TableName] = ()) -> None:
     """Make sure that tables can be truncated without touching any other.
+
+    Args:
+        but: tables of other lanes.
 
     Raises:
         Refused: tables outside of them reference them.
     """
-    outsiders = _referencing(conn, tables)
+    outsiders = [name for name in _referencing(conn, tables) if name not in but]
     if outsiders:
         raise Refused(
             f"cannot truncate: {show_tables(outsiders)} outside the plan references tables of it",
@@ -47,9 +52,17 @@ def has_rows(conn: Connection, name: TableName) -> bool:
     return bool(found)
 
 
-def truncate(conn: Connection, tables: Collection[Table]) -> None:
-    """Empty tables, whoever's their rows are. In one statement: those that reference each other only go together."""
-    if tables:
+def truncate(conn: Connection, tables: Collection[Table], *, but: Collection[TableName] = ()) -> None:
+    """Empty tables, whoever's their rows are. In one statement: those that reference each other only go together.
+
+    Args:
+        but: tables of other lanes. PostgreSQL truncates no table without those that reference it, which are not ours
+            to empty: then row by row.
+    """
+    if any(name in but for name in _referencing(conn, tables)):
+        with conn.transaction():
+            empty(conn, tables, replica=may_be_replica(conn))
+    elif tables:
         names = sql.SQL(", ").join(table_identifier(table.name) for table in tables)
         conn.execute(sql.SQL("TRUNCATE {}").format(names))
 
@@ -93,17 +106,4 @@ def _may_truncate(conn: Connection, tables: Iterable[Table]) -> bool:
 
 def _referencing(conn: Connection, tables: Iterable[Table]) -> list[TableName]:
     """Tables outside ``tables`` with a foreign key to one of them."""
-    rows = query(
-        conn,
-        """
-        SELECT DISTINCT n.nspname::text, c.relname::text
-        FROM pg_catalog.pg_constraint k
-        JOIN pg_catalog.pg_class c ON c.oid = k.conrelid
-        JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
-        WHERE k.contype = 'f' AND k.conparentid = 0
-          AND k.confrelid = ANY (%s::oid[]) AND k.conrelid <> ALL (%s::oid[])
-        ORDER BY 1, 2
-        """,
-        *[[table.oid for table in tables]] * 2,
-    )
-    return [(schema, name) for schema, name in rows]
+    return sorted({name for _, name in list_references(conn, tables)})

@@ -28,6 +28,7 @@ from replicator.logs import get_logger
 from replicator.model.schema import Table, TableName
 from replicator.postgres.catalog import server_identity
 from replicator.postgres.connection import Connection, connect, query, translated
+from replicator.routes import load_elsewhere, refuse_crossing_keys
 from replicator.routing.idmap import MapSpec
 from replicator.routing.record import unread_lookups
 from replicator.routing.route import Route
@@ -195,6 +196,8 @@ class _Job:
             raise slot_exists(self.slot)
         if found is not None:
             refuse_other_kind(found, identity[1])
+        if not may_be_replica(self.writer):
+            refuse_crossing_keys(self.settings, self.routes, self.source)
         attempts = {name: each.attempt for name, each in state.load_table_states(self.writer, self.slot).items()}
         fresh = [route for route in chosen if not attempts.get(route.name)]
         ours = [route.target for route in self.routes if attempts.get(route.name)]
@@ -245,8 +248,8 @@ class _Job:
         states = state.load_table_states(self.writer, self.slot)
         if any(states[route.name].state != "copied" for route in self.routes):
             return False
-        # Those of tables that are no longer in the settings, if any.
-        indexes.rebuild_missing(self.writer)
+        # Those of tables that are no longer in the settings, if any; another lane builds its own.
+        indexes.rebuild_missing(self.writer, slot=self.slot)
         failpoint("before_snapshot_complete", self.writer)
         state.set_phase(self.writer, self.slot, "catching_up")
         failpoint("after_snapshot_complete", self.writer)
@@ -301,12 +304,16 @@ class _Job:
             self._copy(todo, snapshot)
 
     def _refuse_foreign_rows(self, routes: Iterable[Route]) -> None:
-        refuse = refuse_outsiders if self.truncate else refuse_rows
-        refuse(self.writer, [route.target for route in routes])
+        tables = [route.target for route in routes]
+        if self.truncate:
+            refuse_outsiders(self.writer, tables, but=load_elsewhere(self.settings, self.source))
+        else:
+            refuse_rows(self.writer, tables)
 
     def _truncate(self, routes: Iterable[Route]) -> None:
         if self.truncate:
-            truncate(self.writer, [route.target for route in routes])
+            but = load_elsewhere(self.settings, self.source)
+            truncate(self.writer, [route.target for route in routes], but=but)
 
     def _copy(self, todo: list[Route], snapshot: ExportedSnapshot) -> None:
         options = self.settings.snapshot
@@ -331,7 +338,7 @@ class _Job:
         for table in tables:
             metrics.set_table_state(str(table), "copied")
         bare = [table for table in tables if indexes.pending(self.writer, table.name)]
-        bare += [table for table in _never_analyzed(self.writer, tables) if table not in bare]
+        bare += [table for table in indexes.never_analyzed(self.writer, tables) if table not in bare]
         if bare:
             with Pool(self.settings.snapshot.workers, 0, self.executor) as pool:
                 Schedule(self.settings, self.writer, pool, Tracker({}, None), self.stop, replica=False).finish(bare)
@@ -389,11 +396,3 @@ def _load_pages(conn: Connection, routes: Iterable[Route]) -> dict[int, int]:
             [route.source.oid for route in routes if route.source.kind == "r"],
         )
     return dict(rows)
-
-
-def _never_analyzed(conn: Connection, tables: Iterable[Table]) -> list[Table]:
-    by_oid = {table.oid: table for table in tables}
-    rows = query(
-        conn, "SELECT oid::bigint FROM pg_catalog.pg_class WHERE oid = ANY (%s::oid[]) AND reltuples < 0", list(by_oid)
-    )
-    return [by_oid[oid] for (oid,) in rows]

@@ -133,7 +133,7 @@ class Schedule:
             )
             if self._settings.snapshot.defer_indexes and copy.rows_estimate >= _DEFER_ROWS:
                 failpoint("before_index_drop", self._writer)
-                _, kept = indexes.defer(self._writer, copy.name)
+                _, kept = indexes.defer(self._writer, copy.name, self._slot)
                 if kept:
                     _log.warning("indexes stay while rows are copied: this role may not create them again",
                                  table=str(route), indexes=kept)  # fmt: skip

@@ -36,6 +36,7 @@ FLOORS = {
     "replicator.web": 4,
     "replicator.preflight": 4,
     "replicator.status": 4,
+    "replicator.overview": 4,
     "replicator.monitor": 4,
     "replicator.teardown": 4,
     "replicator.cli": 5,
@@ -50,6 +51,7 @@ LEVEL = {
     ("replicator.service", "replicator.web"),
     ("replicator.service", "replicator.monitor"),
     ("replicator.monitor", "replicator.status"),
+    ("replicator.overview", "replicator.status"),
     ("replicator.cutover", "replicator.verify"),
     ("replicator.cli", "replicator.demo"),  # the `demo` command
 }

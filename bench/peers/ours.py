@@ -6,12 +6,14 @@ import datetime as dt
 import json
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from bench.peers import MAPPED_TABLES, Case, Measured
-from bench.process import PeerFailed, Program, Usage, run
+from bench.process import PeerFailed, Program, Usage, children_cpu_s, run
 from replicator.demo.freshtrack import ID_MAPS
 
 
@@ -122,11 +124,46 @@ class Stream(_Ours):
         self._settings.write_text(text.replace("[stream]\n", f"[stream]\nmax_batch_rows = {rows}\n", 1))
 
 
+class Lanes(_Ours):
+    """`replicator run --lane N --until-caught-up` of all lanes at once, until the last has caught up."""
+
+    def __init__(self, case: Case, lanes: Mapping[int, Sequence[str]], *, slot: str) -> None:
+        """``slot``: name of slot and publication."""
+        table = "\n".join(f"{number} = {json.dumps(list(tables))}" for number, tables in lanes.items())
+        settings = case.settings.replace("[source]\n", f'[source]\npublication = "{slot}"\n', 1)
+        super().__init__(replace(case, settings=f"{settings}\n[lanes]\n{table}\n"), slot=slot)
+        self.name = f"replicator, {len(lanes) + 1} lanes"
+        self._lanes = (1, *lanes)
+
+    def prepare(self) -> None:
+        self._create_target("lanes")
+        self._command("snapshot")
+
+    def run(self) -> Measured:
+        before, started = children_cpu_s(), time.monotonic()
+        programs = [Program(self.words("run", "--lane", str(lane), "--until-caught-up")) for lane in self._lanes]
+        with ExitStack() as stack:
+            for program in programs:
+                stack.enter_context(program)
+            usages = [program.finish() for program in programs]
+        seconds = time.monotonic() - started
+        times = [session_times(usage.output) for usage in usages]
+        session = max(end for _, end in times) - min(begin for begin, _ in times)
+        peak = sum(usage.peak_rss for usage in usages)
+        return Measured(seconds, session.total_seconds(), 0.0, children_cpu_s() - before, peak)
+
+
 def session_s(log: str) -> float:
     """From our log: seconds between the start of the session and its end."""
+    begin, end = session_times(log)
+    return (end - begin).total_seconds()
+
+
+def session_times(log: str) -> tuple[dt.datetime, dt.datetime]:
+    """From our log: when the session began, and when it ended."""
     times = {}
     for line in log.splitlines():
         if line.startswith("{"):
             entry = json.loads(line)
             times[entry.get("event")] = dt.datetime.fromisoformat(entry["timestamp"])
-    return float((times["stopping"] - times["streaming"]).total_seconds())
+    return times["streaming"], times["stopping"]

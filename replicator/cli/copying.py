@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import Executor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from types import FrameType
 
@@ -40,6 +40,17 @@ class Selection:
     only: frozenset[TableName] | None
     exclude: frozenset[TableName]
     truncate: bool
+
+
+def by_lane(settings: Settings, selection: Selection) -> list[tuple[Settings, Selection]]:
+    """What is asked of each lane; lanes that have none of the tables named are left out."""
+    if selection.only is None:
+        return [(lane, replace(selection, exclude=frozenset(filter(lane.takes, selection.exclude))))
+                for lane in settings.split()]  # fmt: skip
+    found = [(lane, replace(selection, only=frozenset(filter(lane.takes, selection.only)),
+                            exclude=frozenset(filter(lane.takes, selection.exclude))))
+             for lane in settings.split()]  # fmt: skip
+    return [(lane, asked) for lane, asked in found if asked.only]
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,7 +224,7 @@ def _ask_service(settings: Settings, selection: Selection, conn: Connection) -> 
         elif time.monotonic() - seen > _SERVICE_GONE_S:
             raise StateError(
                 "the service has ended before the copy was done",
-                hint="start it again with `replicator run`: the request stays",
+                hint=f"start it again with `{settings.run_command}`: the request stays",
             )
 
 

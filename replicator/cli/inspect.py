@@ -13,8 +13,9 @@ from replicator.cli.context import check_report, print_json, settings_of, write_
 
 if TYPE_CHECKING:
     from replicator.config import Settings
+    from replicator.overview import Reader
     from replicator.routing.route import Route
-    from replicator.status import Status, StatusReader
+    from replicator.status import Status
 
 _PANEL = "Look"
 _WATCH_EVERY_S = 1.0
@@ -66,9 +67,9 @@ def status(
 ) -> None:
     """Phase, lag, slot health, tables, unmapped IDs, cutover steps. Exits 1 if something needs a person."""
     settings = settings_of(ctx)
-    from replicator.status import StatusReader
+    from replicator.overview import open_reader
 
-    reader = StatusReader(settings)
+    reader = open_reader(settings)
     try:
         current = _watch(reader, json=json) if watch else _read_once(reader)
     finally:
@@ -78,7 +79,7 @@ def status(
     raise typer.Exit(0 if current.healthy else 1)
 
 
-def _read_once(reader: StatusReader) -> Status:
+def _read_once(reader: Reader) -> Status:
     current = reader.read()
     if current.slot is not None and current.slot.safe_bytes is not None:
         # The forecast needs the rate at which WAL is written: two readings.
@@ -96,7 +97,7 @@ def _show(current: Status, *, json: bool) -> None:
     views.show_status(current)
 
 
-def _watch(reader: StatusReader, *, json: bool) -> Status:
+def _watch(reader: Reader, *, json: bool) -> Status:
     """Until Ctrl-C: a live view on a terminal, else one reading after the other."""
     from replicator.cli import views
 
@@ -111,7 +112,7 @@ def _watch(reader: StatusReader, *, json: bool) -> Status:
         return current
 
 
-def _read_on(reader: StatusReader, last: Status) -> Status:
+def _read_on(reader: Reader, last: Status) -> Status:
     """The next reading; while the target is away the last one, with that problem."""
     from dataclasses import replace
 
@@ -162,16 +163,14 @@ def _routes(settings: Settings) -> Sequence[Route]:
     from replicator.errors import SchemaMismatch
     from replicator.logs import get_logger
     from replicator.postgres.connection import connect
-    from replicator.preflight.continuity import load_recorded
     from replicator.routes import refuse_faults
-    from replicator.survey import newcomer_message, survey
+    from replicator.survey import newcomer_message, survey_lanes
 
     with (
         connect(settings.source.dsn, "source", purpose="plan") as source,
         connect(settings.target.dsn, "target", purpose="plan") as target,
     ):
-        recorded = load_recorded(target, settings.source.slot)
-        found = survey(settings, source, target, recorded.copied_tables)
+        found = survey_lanes(settings, source, target)
     refuse_faults(found.faults)
     log = get_logger(__name__)
     for drift in found.drifts:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 _PANEL = "Move"
 
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
+Lane = Annotated[int | None, typer.Option("--lane", min=1, metavar="N", help="One lane of [lanes] in the settings.")]
 Truncate = Annotated[
     bool,
     typer.Option(
@@ -65,14 +66,14 @@ def snapshot(
         str | None,
         typer.Option("--dask", metavar="ADDRESS", help="Copy on the workers of this Dask scheduler: tcp://host:8786."),
     ] = None,
+    lane: Lane = None,
     truncate: Truncate = False,
     yes: Yes = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be copied, and copy nothing.")] = False,
 ) -> None:
-    """Phase one alone: copy all rows, or go on with a copy that was interrupted."""
+    """Phase one alone: copy all rows, or go on with a copy that was interrupted. Without --lane lane after lane."""
     settings = settings_of(ctx)
     from replicator.cli import copying, views
-    from replicator.cli.progress import snapshot_progress
     from replicator.model.schema import parse_table_name
 
     selection = copying.Selection(
@@ -80,11 +81,24 @@ def snapshot(
         exclude=frozenset(map(parse_table_name, exclude or ())),
         truncate=truncate,
     )
+    chosen = copying.by_lane(settings, selection) if lane is None else [(settings.lane(lane), selection)]
     if dry_run:
-        planned = copying.preview(settings, selection)
-        views.show_preview(planned, truncate=truncate)
-        raise typer.Exit(1 if (planned.occupied or planned.broken) and not truncate else 0)
-    _confirm_truncate(settings, selection, yes=yes)
+        refused = False
+        for one, asked in chosen:
+            planned = copying.preview(one, asked)
+            views.show_preview(planned, truncate=truncate, prefix=one.prefix)
+            refused = refused or bool(planned.occupied or planned.broken)
+        raise typer.Exit(1 if refused and not truncate else 0)
+    for one, asked in chosen:
+        _confirm_truncate(one, asked, yes=yes)
+    for one, asked in chosen:
+        _copy(one, asked, workers, dask)
+
+
+def _copy(settings: Settings, selection: Selection, workers: int | None, dask: str | None) -> None:
+    from replicator.cli import copying
+    from replicator.cli.progress import snapshot_progress
+
     try:
         with snapshot_progress() as progress:
             copied = copying.copy(settings, selection, progress, workers=workers, dask=dask)
@@ -94,9 +108,10 @@ def snapshot(
         )
         raise typer.Exit(128 + exc.signum) from exc
     if copied.by_service:
-        typer.echo("copied again by the running service")
+        done = "copied again by the running service"
     else:
-        typer.echo("snapshot complete" if copied.complete else "copied; other tables are still to be copied")
+        done = "snapshot complete" if copied.complete else "copied; other tables are still to be copied"
+    typer.echo(settings.prefix + done)
 
 
 def _confirm_truncate(settings: Settings, selection: Selection, *, yes: bool) -> None:
@@ -119,6 +134,7 @@ def _confirm_truncate(settings: Settings, selection: Selection, *, yes: bool) ->
 
 def run(
     ctx: typer.Context,
+    lane: Lane = None,
     truncate: Truncate = False,
     yes: Yes = False,
     until_lsn: Annotated[
@@ -131,6 +147,7 @@ def run(
     """The service: snapshot if there is none, then stream until SIGTERM or until a cutover has finalized."""
     position = _parse_lsn(until_lsn)
     settings = settings_of(ctx)
+    settings = settings.require_one_lane() if lane is None else settings.lane(lane)
     if truncate and not yes:
         from replicator.cli import copying
 
@@ -220,8 +237,8 @@ def teardown(
 ) -> None:
     """Remove slot and publication from the source, and schema replicator from the target."""
     settings = settings_of(ctx, needs=("target",) if skip_source else ("source", "target"))
-    slot = settings.source.slot
-    confirm(f"Remove slot {slot}, its publication and the state on the target? A later run starts anew.", yes=yes)
+    slots = " and ".join(lane.source.slot for lane in settings.split())
+    confirm(f"Remove slot {slots}, its publication and the state on the target? A later run starts anew.", yes=yes)
     from replicator.teardown import teardown as remove
 
     done = remove(settings, keep_id_map=keep_id_map, skip_source=skip_source)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated
 
@@ -36,8 +36,8 @@ def register(root: typer.Typer) -> None:
 @app.command("list")
 def show(ctx: typer.Context, table: Table = None, json: Json = False) -> None:
     """What waits, with the key of its row, why, and behind what. Shows values of keys."""
-    with _target(settings_of(ctx, needs=("target",))) as (conn, slot):
-        found = _choose(conn, slot, (), table)
+    with _target(settings_of(ctx, needs=("target",))) as (conn, lanes):
+        found = _choose(conn, lanes, (), table)
     if json:
         print_json({"changes": [each.to_json() for each in found]})
         return
@@ -54,22 +54,21 @@ def retry(
     timeout: Annotated[float, typer.Option("--timeout", min=0, metavar="S", help="How long to wait for it.")] = 60,
 ) -> None:
     """Let the service apply changes anew, all by default, each with all others of its row. Exits 1 if some are left."""
-    with _target(settings_of(ctx, needs=("target",))) as (conn, slot):
-        from replicator.target import quarantine, state
+    with _target(settings_of(ctx, needs=("target",))) as (conn, lanes):
+        from replicator.target import quarantine
 
-        chosen = {each.id for each in _choose(conn, slot, ids or (), table)}
+        chosen = {each.id for each in _choose(conn, lanes, ids or (), table)}
         if not chosen:
             typer.echo("nothing is in quarantine")
             return
-        quarantine.request_retry(conn, slot, chosen)
-        if not state.writer_is_running(conn, slot):
-            typer.echo(f"the service is not running: it tries {len(chosen)} changes again when it starts", err=True)
-            raise typer.Exit(1)
+        for lane in lanes:
+            quarantine.request_retry(conn, lane.source.slot, chosen)
         from replicator.cli.progress import waiting
 
+        deadline = time.monotonic() + timeout
         with waiting("the service tries them again"):
-            waited = _wait(conn, slot, chosen, time.monotonic() + timeout)
-        left = [each for each in quarantine.listed(conn, slot) if each.id in chosen]
+            waited = "; ".join(filter(None, [_wait(conn, lane, chosen, deadline) for lane in lanes]))
+        left = [each for each in _listed(conn, lanes) if each.id in chosen]
     typer.echo(f"{len(chosen) - len(left)} changes applied, {len(left)} left")
     if left:
         typer.echo(waited or "`replicator quarantine list` shows why", err=True)
@@ -90,8 +89,8 @@ def drop(
     if everything and (ids or table):
         raise typer.BadParameter("it leaves nothing to choose", param_hint="--all")
     settings = settings_of(ctx, needs=("target",))
-    with _target(settings) as (conn, slot):
-        chosen = _choose(conn, slot, ids or (), table)
+    with _target(settings) as (conn, lanes):
+        chosen = _choose(conn, lanes, ids or (), table)
     if not chosen:
         typer.echo("nothing is in quarantine")
         return
@@ -104,8 +103,8 @@ def drop(
 
 
 @contextmanager
-def _target(settings: Settings) -> Iterator[tuple[Connection, str]]:
-    """A session on a target that has our state.
+def _target(settings: Settings) -> Iterator[tuple[Connection, Sequence[Settings]]]:
+    """A session on a target that has our state, and the lanes.
 
     Raises:
         Refused: it has none.
@@ -117,10 +116,19 @@ def _target(settings: Settings) -> Iterator[tuple[Connection, str]]:
     with connect(settings.target.dsn, "target", purpose="quarantine") as conn, translated("target"):
         if not state.exists(conn):
             raise Refused("nothing has been replicated to this target yet", hint="start `replicator run`")
-        yield conn, settings.source.slot
+        yield conn, settings.split()
 
 
-def _choose(conn: Connection, slot: str, ids: Collection[int], tables: Collection[str] | None) -> list[Listed]:
+def _listed(conn: Connection, lanes: Sequence[Settings]) -> list[Listed]:
+    from replicator.target import quarantine
+
+    found = [each for lane in lanes for each in quarantine.listed(conn, lane.source.slot)]
+    return sorted(found, key=lambda each: each.id)
+
+
+def _choose(
+    conn: Connection, lanes: Sequence[Settings], ids: Collection[int], tables: Collection[str] | None
+) -> list[Listed]:
     """The changes of these numbers and tables; all where neither is given.
 
     Raises:
@@ -128,9 +136,8 @@ def _choose(conn: Connection, slot: str, ids: Collection[int], tables: Collectio
     """
     from replicator.errors import Refused
     from replicator.model.schema import parse_table_name, show_table
-    from replicator.target import quarantine
 
-    found = quarantine.listed(conn, slot)
+    found = _listed(conn, lanes)
     names = {show_table(parse_table_name(name)) for name in tables or ()}
     unknown = set(ids) - {each.id for each in found}
     if unknown:
@@ -143,19 +150,21 @@ def _choose(conn: Connection, slot: str, ids: Collection[int], tables: Collectio
     return [each for each in found if each.id in ids or each.table in names]
 
 
-def _wait(conn: Connection, slot: str, chosen: set[int], deadline: float) -> str:
-    """Wait until the service has tried them; why it has not, if so."""
+def _wait(conn: Connection, lane: Settings, chosen: set[int], deadline: float) -> str:
+    """Wait until the lane's service has tried those of its own; why it has not, if so."""
     from replicator.target import quarantine, state
 
-    seen = time.monotonic()
-    while chosen & quarantine.requested(conn, slot):
+    slot, seen = lane.source.slot, None
+    while asked := chosen & quarantine.requested(conn, slot):
         now = time.monotonic()
         if now > deadline:
-            return "the service has not come to it in time: it still will; --timeout waits longer"
+            return f"{lane.prefix}the service has not come to it in time: it still will; --timeout waits longer"
         if state.writer_is_running(conn, slot):
             seen = now
+        elif seen is None:
+            return f"{lane.prefix}the service is not running: it tries {len(asked)} changes again when it starts"
         elif now - seen > _SERVICE_GONE_S:
-            return "the service has ended meanwhile: it tries them when it starts again"
+            return f"{lane.prefix}the service has ended meanwhile: it tries them when it starts again"
         time.sleep(_POLL_S)
     return ""
 

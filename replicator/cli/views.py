@@ -91,24 +91,30 @@ def show_checks(checks: Sequence[Check]) -> None:
 def show_plan(plan: Plan) -> None:
     """Routes in copy order, then what is created on the source, then what stands in the way."""
     out = console()
+    laned = len(plan.lanes) > 1
     table = grid("level", "table", "rows ≈", "size", "how", "columns", right=("level", "rows ≈", "size"))
     for each in plan.tables:
         name = each.name if each.source == each.name else f"{each.source} → {each.name}"
         notes = [f"{column} through {id_map}" for column, id_map in each.id_maps.items()]
         notes += [f"{target} from {source}" for target, source in each.renamed.items()]
+        notes += [f"lane {each.lane}"] if laned else []
         notes += [f"dropped: {', '.join(each.dropped)}"] if each.dropped else []
         notes += [f"default: {', '.join(each.defaulted)}"] if each.defaulted else []
         size = show_size(each.bytes_estimate)
         table.add_row(str(each.level), plain(name), f"{each.rows_estimate:,}", size, each.mode, plain("; ".join(notes)))
     out.print(table)
-    if plan.publication_sql:
+    made = [lane for lane in plan.lanes if lane.publication_sql]
+    if made:
         out.print("[bold]created on the source[/], removed by `replicator teardown`:")
-        kind = "pgoutput, failover" if plan.failover else "pgoutput"
+    for lane in made:
+        kind = "pgoutput, failover" if lane.failover else "pgoutput"
+        whose = f" of lane {lane.lane}" if laned else ""
         out.print(
-            plain(f"  logical replication slot {plan.slot} ({kind}), which keeps WAL until it is read"),
+            plain(f"  logical replication slot {lane.slot}{whose} ({kind}), which keeps WAL until it is read"),
             soft_wrap=True,
         )
-        out.print(plain(f"  {plan.publication_sql};"), soft_wrap=True)
+        out.print(plain(f"  {lane.publication_sql};"), soft_wrap=True)
+    if made:
         out.print("  logical messages with prefix replicator: a heartbeat every 5 s, a fence at the cutover")
     for note in plan.notes:
         out.print(plain(f"  · {note}", style="yellow"), soft_wrap=True)
@@ -118,9 +124,10 @@ def show_plan(plan: Plan) -> None:
         out.print(plain(f"  {show_table(fault.table)}: {fault.message} — {fault.remedy}"), soft_wrap=True)
 
 
-def show_preview(preview: Preview, *, truncate: bool) -> None:
+def show_preview(preview: Preview, *, truncate: bool, prefix: str = "") -> None:
     """What `snapshot` would do."""
     out = console()
+    out.print(prefix, end="")
     out.print(f"phase {preview.phase}: {len(preview.to_copy)} tables to copy, {len(preview.done)} copied already")
     if preview.broken:
         how = "--truncate would start over" if truncate else "refused without --truncate, which would start over"
@@ -151,6 +158,13 @@ def status_view(status: Status) -> RenderableType:
     facts.add_row("unmapped IDs", str(status.unmapped_ids))
     facts.add_row("quarantined rows", str(status.quarantined_rows))
     parts: list[RenderableType] = [facts]
+    if status.lanes:
+        lanes = grid("lane", "phase", "lag", "applied", "slot", right=("lane",))
+        for each in status.lanes:
+            one = each.status
+            lag = f"{show_seconds(one.lag_seconds)}, {show_size(one.lag_bytes)}"
+            lanes.add_row(str(each.lane), word(one.phase), lag, str(one.applied_lsn or "–"), _slot_line(one))
+        parts.append(lanes)
     parts += [plain(f"! {problem}", style="bold red") for problem in status.problems]
     parts += [plain(f"· {note}", style="yellow") for note in status.notes]
     if status.tables:

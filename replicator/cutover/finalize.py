@@ -100,7 +100,8 @@ def close(site: Site) -> None:
     assert frozen is not None
     warnings = []
     try:
-        _wait_for_service(site.source, site.slot)
+        for lane in site.lanes:
+            _wait_for_service(site.source, lane.source.slot)
         late = terminate_others(site.source, frozen.pid)
         held = frozen.is_held()
     except ReplicatorError as exc:
@@ -110,7 +111,7 @@ def close(site: Site) -> None:
         frozen.release()
     if not held:
         warnings.append("the lock on the source's tables was lost after the cutover was finalized")
-    _record_end(site.settings, site, late, warnings)
+    _record_end(site, late, warnings)
 
 
 def close_again(site: Site) -> None:
@@ -121,14 +122,15 @@ def close_again(site: Site) -> None:
     site.fence_lsn = Lsn.parse(str(known["fence_lsn"]))
     late = terminate_others(site.source, _NO_PROCESS)
     warning = "the cutover died after handing over: from then on the lock did not hold back writers of the source"
-    _record_end(site.settings, site, late, [warning])
+    _record_end(site, late, [warning])
 
 
-def _record_end(settings: Settings, site: Site, late: Terminated, warnings: list[str]) -> None:
+def _record_end(site: Site, late: Terminated, warnings: list[str]) -> None:
     before = site.journal.records[Step.FINALIZE].detail["sessions"]
     writes, reason = None, "the slot is in use"
     try:
-        writes = count_writes_after(site.source, settings, site.fence_lsn)
+        counts = [count_writes_after(site.source, lane, site.fence_lsn) for lane in site.lanes]
+        writes = None if None in counts else sum(count or 0 for count in counts)
     except ReplicatorError as exc:
         reason = exc.message
     if writes is None:
@@ -149,7 +151,7 @@ def _record_end(settings: Settings, site: Site, late: Terminated, warnings: list
 
 
 def count_writes_after(conn: Connection, settings: Settings, fence: Lsn) -> int | None:
-    """Row changes of the replicated tables behind ``fence`` that the slot holds; None while the service reads from it.
+    """Row changes of one lane's tables behind ``fence`` that the slot holds; None while the service reads from it.
 
     The fence was written while all writers were shut out, so whatever lies behind it came after the freeze.
     """

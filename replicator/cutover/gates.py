@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from replicator.config import Settings
@@ -23,7 +23,7 @@ from replicator.source.freeze import (
 )
 from replicator.source.publication import require_publication
 from replicator.source.slot import load_slot
-from replicator.survey import Survey, newcomer_message, survey
+from replicator.survey import Survey, load_recorded, merged, newcomer_message, survey
 from replicator.target import quarantine, state
 from replicator.target.idmaps import count_unmapped
 from replicator.target.sequences import SequencePlan, load_values, plan_sequences, value_faults
@@ -34,7 +34,7 @@ _LONG_TRANSACTION_S: Final = 5.0
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """What the gates look at. ``resumed``: an earlier cutover left the phase at cutting_over."""
+    """What the gates look at: all lanes, or one of them. ``resumed``: an earlier cutover left it at cutting_over."""
 
     settings: Settings
     source: Connection
@@ -70,25 +70,34 @@ def look(settings: Settings, source: Connection, target: Connection, max_lag_byt
     Raises:
         ConfigError, TransientError: a server cannot be asked.
     """
-    slot = settings.source.slot
-    with translated("target"):
-        checkpoint = state.load_checkpoint(target, slot) if state.exists(target) else None
-    if checkpoint is None:
-        gate = Gate("service", "fail", f"nothing has been replicated with slot {slot} yet", "start `replicator run`")
-        return Findings((gate,), None)
-    with translated("target"):
-        states = state.load_table_states(target, slot) if checkpoint.phase not in ("new", "copying") else {}
-    found = survey(settings, source, target, states, closely=True)
+    lanes = settings.split()
+    recorded = [load_recorded(target, lane.source.slot) for lane in lanes]
+    checkpoints = [each.checkpoint for each in recorded if each.checkpoint is not None]
+    if len(checkpoints) < len(lanes):
+        return Findings(tuple(_unknown(lane) for lane, each in zip(lanes, recorded, strict=True)
+                              if each.checkpoint is None), None)  # fmt: skip
+    surveys = [survey(lane, source, target, each.copied_tables, closely=True)
+               for lane, each in zip(lanes, recorded, strict=True)]  # fmt: skip
+    found = merged(surveys)
     gates = [*(_from_fault("routes", fault) for fault in found.faults), *_drift(found)]
-    routes = found.routes
     with translated("source"):
-        sequences = plan_sequences(source, target, routes)
-    resumed = checkpoint.phase == "cutting_over"
-    subject = Subject(settings, source, target, checkpoint, routes, sequences, max_lag_bytes, resumed)
+        sequences = plan_sequences(source, target, found.routes)
+    resumed = any(checkpoint.phase == "cutting_over" for checkpoint in checkpoints)
+    whole = Subject(settings, source, target, checkpoints[0], found.routes, sequences, max_lag_bytes, resumed)
+    for side, look_at in _LANE_GATES:
+        for lane, checkpoint, one in zip(lanes, checkpoints, surveys, strict=True):
+            subject = replace(whole, settings=lane, checkpoint=checkpoint, routes=one.routes)
+            with translated(side):
+                gates += [replace(gate, message=lane.prefix + gate.message) for gate in look_at(subject)]
     for side, look_at in _GATES:
         with translated(side):
-            gates += look_at(subject)
-    return Findings(tuple(gates), subject)
+            gates += look_at(whole)
+    return Findings(tuple(gates), whole)
+
+
+def _unknown(lane: Settings) -> Gate:
+    text = f"{lane.prefix}nothing has been replicated with slot {lane.source.slot} yet"
+    return Gate("service", "fail", text, f"start `{lane.run_command}`")
 
 
 def _drift(found: Survey) -> Iterator[Gate]:
@@ -105,7 +114,8 @@ def _service(subject: Subject) -> Iterator[Gate]:
         subject.target, "SELECT extract(epoch FROM clock_timestamp() - %s)::float8", subject.checkpoint.updated_at
     )
     if not state.writer_is_running(subject.target, slot):
-        yield Gate("service", "fail", "the service does not run", "start `replicator run` and let it catch up")
+        yield Gate("service", "fail", "the service does not run",
+                   f"start `{subject.settings.run_command}` and let it catch up")  # fmt: skip
     elif age_s > _FRESH_S:
         yield Gate("service", "fail", f"the service has not written its checkpoint for {age_s:.0f} s",
                    "see its log and `replicator status`")  # fmt: skip
@@ -264,7 +274,9 @@ def _from_fault(name: str, fault: Fault) -> Gate:
     return Gate(name, "fail", f"{show_table(fault.table)}: {fault.message}", fault.remedy)
 
 
-_GATES: Final[tuple[tuple[Side, Callable[[Subject], Iterator[Gate]]], ...]] = (
+_Gates = tuple[tuple[Side, Callable[[Subject], Iterator[Gate]]], ...]
+
+_LANE_GATES: Final[_Gates] = (
     ("source", _identity),
     ("target", _service),
     ("target", _phase),
@@ -273,6 +285,8 @@ _GATES: Final[tuple[tuple[Side, Callable[[Subject], Iterator[Gate]]], ...]] = (
     ("source", _slot),
     ("source", _lag),
     ("target", _quarantine),
+)
+_GATES: Final[_Gates] = (
     ("target", _unmapped),
     ("target", _indexes),
     ("target", _constraints),

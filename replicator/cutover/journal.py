@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from psycopg.types.json import Jsonb
 
@@ -62,10 +62,14 @@ def states_of(records: Mapping[Step, StepRecord]) -> States:
 class Journal:
     """The steps of one cutover: every move is checked, written to the target and told to ``progress``."""
 
-    def __init__(self, conn: Connection, slot: str, progress: Progress | None = None) -> None:
-        """Reads what an earlier attempt left. ``conn`` is in autocommit mode and may be replaced when it breaks."""
+    def __init__(self, conn: Connection, slots: Sequence[str], progress: Progress | None = None) -> None:
+        """Reads what an earlier attempt left. ``conn`` is in autocommit mode and may be replaced when it breaks.
+
+        ``slots``: of all lanes. Their phases move together; the steps stand under the first.
+        """
         self.conn = conn
-        self._slot = slot
+        self._slot = slots[0]
+        self._slots = list(slots)
         self._progress = progress or (lambda _: None)
         self.records: dict[Step, StepRecord] = {}
         self.resumed = False
@@ -75,9 +79,9 @@ class Journal:
         """Read the steps, and whether an earlier attempt left the source closed."""
         with translated("target"):
             self.records = load_steps(self.conn, self._slot)
-            checkpoint = load_checkpoint(self.conn, self._slot)
+            checkpoints = [load_checkpoint(self.conn, slot) for slot in self._slots]
         # The phase moves in the same transactions as freeze and undo, so it outlives any number of broken attempts.
-        self.resumed = checkpoint is not None and checkpoint.phase == "cutting_over"
+        self.resumed = any(known is not None and known.phase == "cutting_over" for known in checkpoints)
 
     @property
     def states(self) -> States:
@@ -150,9 +154,9 @@ class Journal:
             self.conn.execute(
                 """
                 UPDATE replicator.checkpoint SET phase = 'streaming', updated_at = clock_timestamp()
-                WHERE slot = %s AND phase = 'cutting_over'
+                WHERE slot = ANY (%s) AND phase = 'cutting_over'
                 """,
-                (self._slot,),
+                (self._slots,),
             )
         self.resumed = False
         for record in changed:
@@ -164,12 +168,13 @@ class Journal:
         moved = self.conn.execute(
             """
             UPDATE replicator.checkpoint SET phase = %s, updated_at = clock_timestamp()
-            WHERE slot = %s AND phase IN ('catching_up', 'streaming', 'cutting_over')
+            WHERE slot = ANY (%s) AND phase IN ('catching_up', 'streaming', 'cutting_over')
             """,
-            (phase, self._slot),
+            (phase, self._slots),
         )
-        if moved.rowcount != 1:
-            raise StateError(f"slot {self._slot} is no longer in a phase that a cutover can start from")
+        if moved.rowcount != len(self._slots):
+            names = " or ".join(self._slots)
+            raise StateError(f"slot {names} is no longer in a phase that a cutover can start from")
 
     def _write(self, record: StepRecord) -> None:
         self.conn.execute(

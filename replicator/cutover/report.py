@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -109,8 +109,8 @@ class CutoverRefused(Refused):
         self.report = report
 
 
-def build_report(outcome: Outcome, slot: str, publication: str, records: Iterable[StepRecord]) -> CutoverReport:
-    """The report of a cutover from its recorded steps."""
+def build_report(outcome: Outcome, sources: Sequence[tuple[str, str]], records: Iterable[StepRecord]) -> CutoverReport:
+    """The report of a cutover from its recorded steps. ``sources``: slot and publication of every lane."""
     steps = tuple(records)
     detail = {record.step: record.detail for record in steps}
     closing = detail.get(Step.FINALIZE, {})
@@ -118,7 +118,7 @@ def build_report(outcome: Outcome, slot: str, publication: str, records: Iterabl
     finalized = outcome == "finalized"
     return CutoverReport(
         outcome=outcome,
-        slot=slot,
+        slot=sources[0][0],
         gates=tuple(Gate(**gate) for gate in detail.get(Step.CHECK, {}).get("gates", ())),
         steps=steps,
         write_downtime_seconds=closing.get("write_downtime_seconds") if finalized else None,
@@ -128,7 +128,7 @@ def build_report(outcome: Outcome, slot: str, publication: str, records: Iterabl
         sessions=closing.get("sessions"),
         writes_after_fence=closing.get("writes_after_fence"),
         removed=_removed(closing) if finalized else (),
-        kept=_kept(slot, publication, frozen) if finalized else (),
+        kept=_kept(sources, frozen) if finalized else (),
         warnings=tuple(warning for record in steps for warning in record.detail.get("warnings", ())),
     )
 
@@ -138,10 +138,13 @@ def _removed(closing: Mapping[str, Any]) -> tuple[str, ...]:
     return (f"{ended} client session(s) of the source",) if ended else ()
 
 
-def _kept(slot: str, publication: str, frozen: Mapping[str, Any]) -> tuple[str, ...]:
+def _kept(sources: Sequence[tuple[str, str]], frozen: Mapping[str, Any]) -> tuple[str, ...]:
     kept = (
-        f"replication slot {slot} on the source, until `replicator teardown`: it keeps WAL as long as it exists",
-        f"publication {publication} on the source, until `replicator teardown`",
+        *(
+            f"replication slot {slot} on the source, until `replicator teardown`: it keeps WAL as long as it exists"
+            for slot, _ in sources
+        ),
+        *(f"publication {publication} on the source, until `replicator teardown`" for _, publication in sources),
         "schema replicator on the target, until `replicator teardown`",
     )
     if not frozen.get("read_only"):

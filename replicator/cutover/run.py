@@ -115,7 +115,8 @@ def _open(stack: contextlib.ExitStack, settings: Settings, options: Options, pro
         target.execute("SET lock_timeout = '10s'")
     source = stack.enter_context(_session(settings, "source"))
     freeze_conn = stack.enter_context(_session(settings, "source", "cutover freeze"))
-    return Site(settings, options, target, source, freeze_conn, Journal(target, settings.source.slot, progress))
+    journal = Journal(target, [lane.source.slot for lane in settings.split()], progress)
+    return Site(settings, options, target, source, freeze_conn, journal)
 
 
 def _go(site: Site, interrupts: Interrupts) -> None:

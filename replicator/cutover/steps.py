@@ -6,7 +6,7 @@ import contextlib
 import secrets
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, wait
 from dataclasses import dataclass
 from typing import Final, Literal
@@ -24,9 +24,9 @@ from replicator.routes import refuse_faults
 from replicator.source.freeze import Freeze, cancel_exclusive_waiters, load_read_only, store_read_only
 from replicator.source.messages import emit_fence
 from replicator.source.slot import require_slot
-from replicator.survey import newcomer_message, refuse_drift, survey
+from replicator.survey import newcomer_message, refuse_drift, survey_lanes
 from replicator.target import indexes, quarantine, sequences
-from replicator.target.state import load_checkpoint, load_table_states, writer_is_running
+from replicator.target.state import load_checkpoint, writer_is_running
 from replicator.verify import Report, verify
 
 Verification = Literal["full", "counts", "none"]
@@ -75,8 +75,13 @@ class Site:
     fence_lsn: Lsn = ZERO
 
     @property
+    def lanes(self) -> tuple[Settings, ...]:
+        """The settings of every lane; these alone where there is one."""
+        return self.settings.split()
+
+    @property
     def slot(self) -> str:
-        """The slot's name: the key of all our state."""
+        """The first lane's slot: the key of the recorded steps."""
         return self.settings.source.slot
 
     @property
@@ -172,23 +177,26 @@ def fence(site: Site) -> Detail:
 
 
 def drain(site: Site) -> Detail:
-    """Wait until the target has committed the batch that holds the fence."""
+    """Wait until the target has committed, in every lane, the batch that holds the fence."""
     next_lock_check = time.monotonic() + _LOCK_CHECK_S
     while True:
         with translated("target"):
-            checkpoint = load_checkpoint(site.target, site.slot)
-        if checkpoint is not None and checkpoint.fence == site.fence:
+            checkpoints = [load_checkpoint(site.target, lane.source.slot) for lane in site.lanes]
+        known = [checkpoint for checkpoint in checkpoints if checkpoint is not None]
+        behind = [lane for lane, checkpoint in zip(site.lanes, checkpoints, strict=True)
+                  if checkpoint is None or checkpoint.fence != site.fence]  # fmt: skip
+        if not behind:
             _require_empty_quarantine(site)
             _refuse_late_drift(site)
-            return {"applied_lsn": str(checkpoint.applied_lsn)}
+            return {"applied_lsn": str(min(checkpoint.applied_lsn for checkpoint in known))}
         now = time.monotonic()
         if now > site.deadline:
-            raise _not_drained(site)
+            raise _not_drained(site, behind)
         if now > next_lock_check:
             site.require_lock()
             # The service may come back; a slot that is lost does not. Writers need not wait for the time limit.
-            if checkpoint is not None:
-                require_slot(site.source, site.slot, checkpoint.database, None)
+            for checkpoint in known:
+                require_slot(site.source, checkpoint.slot, checkpoint.database, None)
             next_lock_check = now + _LOCK_CHECK_S
         time.sleep(_POLL_S)
 
@@ -196,7 +204,7 @@ def drain(site: Site) -> Detail:
 def _require_empty_quarantine(site: Site) -> None:
     """The gate found it empty; what came since may have filled it."""
     with translated("target"):
-        count = quarantine.count(site.target, site.slot)
+        count = sum(quarantine.count(site.target, lane.source.slot) for lane in site.lanes)
     if count:
         raise Refused(
             f"{count} changes that the target refused are in quarantine since the gates were passed",
@@ -206,9 +214,7 @@ def _require_empty_quarantine(site: Site) -> None:
 
 def _refuse_late_drift(site: Site) -> None:
     """A table that was made or altered between the gates and the freeze: now nobody alters one any more."""
-    with translated("target"):
-        states = load_table_states(site.target, site.slot)
-    found = survey(site.settings, site.source, site.target, states)
+    found = survey_lanes(site.settings, site.source, site.target)
     refuse_drift(found)
     refuse_faults(found.faults)
     for name in found.newcomers:
@@ -216,11 +222,13 @@ def _refuse_late_drift(site: Site) -> None:
         raise Refused(message, hint=remedy)
 
 
-def _not_drained(site: Site) -> Refused:
-    text = f"the stream did not deliver the fence within {site.options.timeout_s:g} s"
+def _not_drained(site: Site, behind: Sequence[Settings]) -> Refused:
+    text = f"{behind[0].prefix}the stream did not deliver the fence within {site.options.timeout_s:g} s"
     with translated("target"):
-        if not writer_is_running(site.target, site.slot):
-            return Refused(f"{text}: the service is not running", hint="start `replicator run`, then try again")
+        stopped = [lane for lane in behind if not writer_is_running(site.target, lane.source.slot)]
+    if stopped:
+        hint = f"start `{stopped[0].run_command}`, then try again"
+        return Refused(f"{text}: {stopped[0].prefix}the service is not running", hint=hint)
     return Refused(text, hint="see the service's log; raise --timeout if it is only slow")
 
 

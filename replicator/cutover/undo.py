@@ -117,4 +117,5 @@ def _record(site: Site, step: Step | None, detail: Detail) -> bool:
 
 def report_of(site: Site, outcome: Outcome) -> CutoverReport:
     """The report of this cutover as it stands."""
-    return build_report(outcome, site.slot, site.settings.source.publication, site.journal.records.values())
+    sources = [(lane.source.slot, lane.source.publication) for lane in site.lanes]
+    return build_report(outcome, sources, site.journal.records.values())

@@ -36,6 +36,26 @@ def list_tables(conn: Connection, schema: str = "public") -> list[TableName]:
     return [(schema_name, name) for schema_name, name in rows]
 
 
+def list_references(conn: Connection, tables: Iterable[Table]) -> list[tuple[TableName, TableName]]:
+    """Foreign keys into these tables from others: (referenced, referencing); a partition as its partitioned table."""
+    rows = query(
+        conn,
+        """
+        SELECT DISTINCT rn.nspname::text, r.relname::text, n.nspname::text, c.relname::text
+        FROM pg_catalog.pg_constraint k
+        JOIN pg_catalog.pg_class c ON c.oid = coalesce(pg_catalog.pg_partition_root(k.conrelid), k.conrelid)
+        JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+        JOIN pg_catalog.pg_class r ON r.oid = k.confrelid
+        JOIN pg_catalog.pg_namespace rn ON rn.oid = r.relnamespace
+        WHERE k.contype = 'f' AND k.conparentid = 0
+          AND k.confrelid = ANY (%s::oid[]) AND c.oid <> ALL (%s::oid[])
+        ORDER BY 1, 2, 3, 4
+        """,
+        *[[table.oid for table in tables]] * 2,
+    )
+    return [((ref_schema, ref_name), (schema, name)) for ref_schema, ref_name, schema, name in rows]
+
+
 def load_tables(conn: Connection, names: Iterable[TableName]) -> dict[TableName, Table]:
     """The tables of these names that exist, complete with columns, types and foreign keys."""
     wanted = sorted(set(names))

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Sequence
 
 from replicator.config import Settings
 from replicator.errors import NEW_SNAPSHOT, OTHER_SOURCE
@@ -14,34 +13,7 @@ from replicator.preflight.check import Check, failed, passed, warned
 from replicator.routing.route import Route
 from replicator.source.publication import Publication, load_publication
 from replicator.source.slot import load_slot
-from replicator.survey import Survey, newcomer_message
-from replicator.target import state
-
-
-@dataclass(frozen=True, slots=True)
-class Recorded:
-    """What the target knows of earlier runs; empty if there were none."""
-
-    checkpoint: state.Checkpoint | None = None
-    tables: Mapping[TableName, state.TableState] = field(default_factory=dict)
-
-    @property
-    def is_streaming(self) -> bool:
-        """A snapshot began and no cutover has ended it: slot and publication must be there."""
-        return self.checkpoint is not None and self.checkpoint.phase not in ("new", "cut_over")
-
-    @property
-    def copied_tables(self) -> Mapping[TableName, state.TableState]:
-        """All tables, once the snapshot is complete; none before."""
-        known = self.checkpoint is not None and self.checkpoint.phase not in ("new", "copying")
-        return self.tables if known else {}
-
-
-def load_recorded(target: Connection, slot: str) -> Recorded:
-    """Read our state, if the target has it."""
-    if not state.exists(target):
-        return Recorded()
-    return Recorded(state.load_checkpoint(target, slot), state.load_table_states(target, slot))
+from replicator.survey import Recorded, Survey, load_recorded, newcomer_message
 
 
 def check_publication(

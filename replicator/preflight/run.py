@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
 
 import psycopg
 from psycopg.conninfo import conninfo_to_dict
@@ -22,30 +24,44 @@ from replicator.preflight import (
 )
 from replicator.preflight.check import Check, Where, failed, passed, warned
 from replicator.routing.route import Route
-from replicator.survey import survey
+from replicator.survey import Recorded, load_recorded, merged, survey
 from replicator.target.role import may_be_replica
 
 _OLDEST = 140000
 
 
+@dataclass(slots=True)
+class _Lane:
+    """One lane as far as it is known: nothing of a side that does not answer."""
+
+    settings: Settings
+    recorded: Recorded = field(default_factory=Recorded)
+    routes: Sequence[Route] = ()
+
+    def guarded(self, name: str, side: Where, check: Callable[[], Iterable[Check]]) -> Iterator[Check]:
+        """The checks, which say whose they are where there are several lanes."""
+        for each in _guarded(name, side, check):
+            yield replace(each, message=self.settings.prefix + each.message)
+
+
 def run_checks(settings: Settings) -> list[Check]:
     """Look at source and target; reads only, changes nothing. Never raises for what is wrong with a server."""
     checks: list[Check] = []
+    lanes = [_Lane(each) for each in settings.split()]
     with contextlib.ExitStack() as stack:
         source = _open(stack, settings.source.dsn, "source", checks)
         target = _open(stack, settings.target.dsn, "target", checks)
-        recorded = continuity.Recorded()
-        routes: list[Route] = []
         if target is not None:
-            recorded = _recorded(target, settings, checks)
+            checks += _guarded("state", "target", lambda: _load(target, lanes))
         if source is not None and target is not None:
-            routes = _survey(settings, source, target, recorded, checks)
+            checks += _guarded("routes", "both", lambda: _survey(source, target, lanes))
+        routes = [route for lane in lanes for route in lane.routes]
         if source is not None:
-            checks += _check_source(source, settings, recorded, routes)
+            checks += _check_source(source, settings, lanes, routes)
         if target is not None:
-            checks += _check_target(target, settings, recorded, routes)
+            checks += _check_target(target, settings, lanes, routes)
         if source is not None and target is not None:
-            checks += _check_both(source, target, settings, recorded, routes)
+            checks += _check_both(source, target, settings, lanes, routes)
     return checks
 
 
@@ -76,34 +92,23 @@ def _connection_remedy(exc: ReplicatorError, dsn: str) -> str:
     return exc.hint or "see that the server is up and reachable from here"
 
 
-def _recorded(target: Connection, settings: Settings, checks: list[Check]) -> continuity.Recorded:
-    found: list[continuity.Recorded] = []
-
-    def load() -> list[Check]:
-        found.append(continuity.load_recorded(target, settings.source.slot))
-        return []
-
-    checks += _guarded("state", "target", load)
-    return found[0] if found else continuity.Recorded()
+def _load(target: Connection, lanes: Sequence[_Lane]) -> list[Check]:
+    for lane in lanes:
+        lane.recorded = load_recorded(target, lane.settings.source.slot)
+    return []
 
 
-def _survey(
-    settings: Settings, source: Connection, target: Connection, recorded: continuity.Recorded, checks: list[Check]
-) -> list[Route]:
-    routes: list[Route] = []
-
-    def look() -> Iterator[Check]:
-        found = survey(settings, source, target, recorded.copied_tables, closely=True)
-        routes.extend(found.routes)
-        yield from schemas.check_routes(found.routes, found.faults)
-        yield from continuity.check_drift(found)
-
-    checks += _guarded("routes", "both", look)
-    return routes
+def _survey(source: Connection, target: Connection, lanes: Sequence[_Lane]) -> Iterator[Check]:
+    surveys = [survey(lane.settings, source, target, lane.recorded.copied_tables, closely=True) for lane in lanes]
+    for lane, one in zip(lanes, surveys, strict=True):
+        lane.routes = one.routes
+    found = merged(surveys)
+    yield from schemas.check_routes(found.routes, found.faults)
+    yield from continuity.check_drift(found)
 
 
 def _check_source(
-    conn: Connection, settings: Settings, recorded: continuity.Recorded, routes: Sequence[Route]
+    conn: Connection, settings: Settings, lanes: Sequence[_Lane], routes: Sequence[Route]
 ) -> Iterator[Check]:
     size = sum(route.source.bytes_estimate for route in routes)
     yield from _guarded("wal_level", "source", lambda: source_server.check_wal_level(conn))
@@ -115,10 +120,11 @@ def _check_source(
     yield from _guarded("transactions", "source", lambda: source_server.check_transactions(conn))
     yield from _guarded("large_objects", "source", lambda: source_server.check_large_objects(conn))
     yield from _guarded("auth_users", "source", lambda: source_tables.check_user_table(conn, settings))
+    for lane in lanes:
+        if lane.routes:
+            yield from lane.guarded("publication", "source", partial(
+                continuity.check_publication, conn, lane.settings, lane.routes, lane.recorded))  # fmt: skip
     if routes:
-        yield from _guarded(
-            "publication", "source", lambda: continuity.check_publication(conn, settings, routes, recorded)
-        )
         yield from _guarded("select", "source", lambda: source_tables.check_readable(conn, routes))
         yield from _guarded("replica_identity", "source", lambda: source_tables.check_identity(conn, routes))
         yield from _guarded("freeze", "source", lambda: source_tables.check_freeze(conn, routes))
@@ -126,7 +132,7 @@ def _check_source(
 
 
 def _check_target(
-    conn: Connection, settings: Settings, recorded: continuity.Recorded, routes: Sequence[Route]
+    conn: Connection, settings: Settings, lanes: Sequence[_Lane], routes: Sequence[Route]
 ) -> Iterator[Check]:
     silenced = False
 
@@ -139,7 +145,7 @@ def _check_target(
     yield from _guarded("state_schema", "target", lambda: target_server.check_state_schema(conn))
     yield from _guarded("session_replication_role", "target", triggers_role)
     if routes:
-        known = set(recorded.tables)
+        known = {name for lane in lanes for name in lane.recorded.tables}
         defer = settings.snapshot.defer_indexes
         yield from _guarded(
             "privileges", "target", lambda: target_tables.check_privileges(conn, routes, defer_indexes=defer)
@@ -147,6 +153,10 @@ def _check_target(
         yield from _guarded("triggers", "target", lambda: target_tables.check_triggers(conn, routes, silenced=silenced))
         yield from _guarded("key_index", "target", lambda: target_tables.check_key_indexes(conn, routes))
         yield from _guarded("foreign_keys", "target", lambda: target_tables.check_foreign_keys(routes))
+        if settings.lanes:
+            yield from _guarded(
+                "lanes", "target", lambda: target_tables.check_lanes(settings, routes, replica=silenced)
+            )
         yield from _guarded("empty_tables", "target", lambda: target_tables.check_empty(conn, routes, known))
 
 
@@ -154,11 +164,12 @@ def _check_both(
     source: Connection,
     target: Connection,
     settings: Settings,
-    recorded: continuity.Recorded,
+    lanes: Sequence[_Lane],
     routes: Sequence[Route],
 ) -> Iterator[Check]:
-    yield from _guarded("same_source", "both", lambda: continuity.check_same_source(source, recorded))
-    yield from _guarded("slot", "source", lambda: continuity.check_slot(source, target, settings))
+    for lane in lanes:
+        yield from lane.guarded("same_source", "both", partial(continuity.check_same_source, source, lane.recorded))
+        yield from lane.guarded("slot", "source", partial(continuity.check_slot, source, target, lane.settings))
     yield from _guarded("encoding", "both", lambda: target_server.check_encoding(source, target))
     if routes:
         yield from _guarded("enum_labels", "target", lambda: schemas.check_enums(routes))

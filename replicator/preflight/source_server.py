@@ -32,31 +32,34 @@ def check_wal_level(conn: Connection) -> Iterator[Check]:
 
 
 def check_capacity(conn: Connection, settings: Settings) -> Iterator[Check]:
-    """One replication slot and one WAL sender must be free, unless they are ours already."""
+    """A replication slot and a WAL sender for every lane must be free, unless they are ours already."""
+    wanted = [lane.source.slot for lane in settings.split()]
     [(slots, ours, active, senders)] = query(
         conn,
         """
         SELECT (SELECT count(*) FROM pg_catalog.pg_replication_slots),
-               (SELECT count(*) FROM pg_catalog.pg_replication_slots WHERE slot_name = %s),
-               (SELECT count(*) FROM pg_catalog.pg_replication_slots WHERE slot_name = %s AND active),
+               (SELECT count(*) FROM pg_catalog.pg_replication_slots WHERE slot_name = ANY (%s)),
+               (SELECT count(*) FROM pg_catalog.pg_replication_slots WHERE slot_name = ANY (%s) AND active),
                (SELECT count(*) FROM pg_catalog.pg_stat_activity WHERE backend_type = 'walsender')
         """,
-        settings.source.slot,
-        settings.source.slot,
+        wanted,
+        wanted,
     )
-    yield _capacity(
-        "replication_slots", "max_replication_slots", int(setting(conn, "max_replication_slots")), slots, ours
-    )
-    yield _capacity("wal_senders", "max_wal_senders", int(setting(conn, "max_wal_senders")), senders, active)
+    for name, parameter, used, held in (
+        ("replication_slots", "max_replication_slots", slots, ours),
+        ("wal_senders", "max_wal_senders", senders, active),
+    ):
+        yield _capacity(name, parameter, int(setting(conn, parameter)), used, held, len(wanted))
 
 
-def _capacity(name: str, parameter: str, limit: int, used: int, ours: int) -> Check:
-    if used - ours < limit:
-        own = ", one of them ours" if ours else ""
+def _capacity(name: str, parameter: str, limit: int, used: int, ours: int, wanted: int) -> Check:
+    if used - ours + wanted <= limit:
+        own = f", {'one' if ours == 1 else ours} of them ours" if ours else ""
         return passed(name, "source", f"{used} of {limit} in use{own}")
-    return failed(
-        name, "source", f"all {limit} are in use", f"drop one that nobody needs, or raise {parameter} (needs a restart)"
+    found = (
+        f"all {limit} are in use" if wanted == 1 else f"{used} of {limit} are in use, and {wanted} lanes need one each"
     )
+    return failed(name, "source", found, f"drop one that nobody needs, or raise {parameter} (needs a restart)")
 
 
 def check_role(conn: Connection) -> Iterator[Check]:

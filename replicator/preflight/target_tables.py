@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from psycopg import sql
 
-from replicator.model.schema import TableName, show_table
+from replicator.config import Settings
+from replicator.model.schema import TableName, show_table, show_tables
 from replicator.postgres.connection import Connection, query, table_identifier
-from replicator.preflight.check import Check, failed, or_passed, warned
+from replicator.preflight.check import Check, failed, or_passed, passed, warned
 from replicator.preflight.schemas import key_columns
+from replicator.routing.lanes import FIRST, crossing_keys
 from replicator.routing.route import Route
 
 _PRIVILEGES = ("SELECT", "INSERT", "UPDATE", "DELETE", "TRUNCATE")
@@ -135,6 +137,16 @@ def check_foreign_keys(routes: Sequence[Route]) -> list[Check]:
         if key.references not in planned
     ]
     return or_passed(found, "foreign_keys", "target", "every referenced table is replicated")
+
+
+def check_lanes(settings: Settings, routes: Sequence[Route], *, replica: bool) -> Iterator[Check]:
+    """Live foreign keys must not lead from one lane to another. ``replica``: none is live."""
+    for number in settings.lane_numbers:
+        names = show_tables(sorted(route.name for route in routes if settings.lane_of.get(route.name, FIRST) == number))
+        yield passed("lanes", "target", f"lane {number}: {names}")
+    crossing = crossing_keys(settings.lane_of, routes, {route.name for route in routes})
+    for fault in () if replica else crossing:
+        yield failed("lanes", "target", f"{show_table(fault.table)}: {fault.message}", fault.remedy, fault.table)
 
 
 def check_empty(conn: Connection, routes: Sequence[Route], known: set[TableName]) -> list[Check]:

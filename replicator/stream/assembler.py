@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,7 @@ from replicator.errors import ProtocolError, SchemaMismatch, UnmappedId
 from replicator.model.change import Op
 from replicator.model.lsn import ZERO, Lsn
 from replicator.model.row import UNCHANGED, Row
+from replicator.model.schema import TableName
 from replicator.routing.idmap import Unmapped
 from replicator.source import messages
 from replicator.stream.batch import Batch, Event, Truncation, Unmap, fill
@@ -50,8 +51,11 @@ class Assembler:
         unmapped_before: set[tuple[str, str]],
         part_rows: int,
         part_bytes: int,
+        referenced: Collection[TableName] = (),
     ) -> None:
-        """``unmapped_before``: (map, source ID) that were met unmapped; ``part_*``: where giant ones are cut."""
+        """``unmapped_before``: (map, source ID) that were met unmapped; ``part_*``: where giant ones are cut;
+        ``referenced``: target tables that tables of other lanes reference.
+        """
         self._relations = relations
         self._applied = applied
         self._unmapped_seen = unmapped_before
@@ -66,6 +70,7 @@ class Assembler:
         self._remap = False
         self._fence: str | None = None
         self._in_parts = False
+        self._referenced = referenced
         self._skipping = False
         self._final_lsn = ZERO
         self._handlers: dict[type, Callable[[Any], Batch | None]] = {
@@ -279,7 +284,10 @@ class Assembler:
             if table.mismatch is not None:
                 raise table.mismatch
         if tables:
-            complete = len(tables) == len(truncate.relation_oids)
+            # What other lanes hold is not named here, and is truncated by them.
+            complete = len(tables) == len(truncate.relation_oids) and not any(
+                table.route.name in self._referenced for table in tables
+            )
             events.append(Truncation(tables, truncate.restart_identity, complete))
 
     def _message(self, message: pgoutput.LogicalMessage) -> Batch | None:

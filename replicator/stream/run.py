@@ -24,6 +24,7 @@ from replicator.model.schema import TableName, show_table
 from replicator.pgoutput import unix_seconds
 from replicator.postgres.connection import Connection, connect, query, translated
 from replicator.postgres.session import Peer
+from replicator.routes import load_referenced
 from replicator.routing.idmap import IdMaps, Unmapped
 from replicator.routing.route import Route
 from replicator.stream.applier import Applier
@@ -72,10 +73,7 @@ class Stream:
         until: Lsn | None,
         settled: Collection[Hashable] = (),
     ) -> None:
-        """``until``: end once this position is committed; ``stop``: end as soon as possible.
-
-        ``settled``: see `Relations`.
-        """
+        """``until``: end once that is committed; ``stop``: end as soon as possible; ``settled``: see `Relations`."""
         self._settled = settled
         self._lookout = Lookout(settings, routes)
         self._settings, self._routes, self._writer, self._stop, self._until = settings, routes, writer, stop, until
@@ -154,6 +152,7 @@ class Stream:
             unmapped_before=unmapped,
             part_rows=self._settings.stream.max_batch_rows,
             part_bytes=self._settings.stream.max_batch_bytes,
+            referenced=load_referenced(self._settings, self._routes, self._open_source(), self._writer),
         )
         replication = open_stream(self._settings, guarded, self._writer)
         self.peer = replication.peer

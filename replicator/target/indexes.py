@@ -14,7 +14,7 @@ from psycopg import errors, sql
 
 from replicator.errors import RowRejected, StateError
 from replicator.failpoints import failpoint
-from replicator.model.schema import TableName, show_table
+from replicator.model.schema import Table, TableName, show_table
 from replicator.postgres.connection import Connection, query, table_identifier, translated
 
 _BUILD_MEMORY_MB = 256
@@ -65,11 +65,12 @@ ORDER BY 1, 2
 """
 
 
-def defer(conn: Connection, table: TableName) -> tuple[list[DeferredIndex], list[str]]:
+def defer(conn: Connection, table: TableName, slot: str | None = None) -> tuple[list[DeferredIndex], list[str]]:
     """Save and drop the secondary indexes of an empty table and of its partitions.
 
     Args:
         conn: inside a transaction.
+        slot: whose copy this is.
 
     Returns:
         What was dropped, and the names of those that had to stay since this role may not create them again.
@@ -85,7 +86,7 @@ def defer(conn: Connection, table: TableName) -> tuple[list[DeferredIndex], list
         names = sql.SQL(", ").join(sql.Identifier(index.schema, index.name) for index in dropped)
         try:
             with conn.transaction():
-                _save(conn, dropped)
+                _save(conn, dropped, slot)
                 conn.execute(sql.SQL("DROP INDEX {}").format(names))
         except errors.DependentObjectsStillExist:
             # A foreign key to one partition rests on a child of a partitioned index.
@@ -101,21 +102,24 @@ def _recursive(definition: str, head: str) -> str:
     return head + definition[len(head) :].removeprefix("ONLY ")
 
 
-def _save(conn: Connection, indexes: Iterable[DeferredIndex]) -> None:
+def _save(conn: Connection, indexes: Iterable[DeferredIndex], slot: str | None) -> None:
     conn.cursor().executemany(
         """
-        INSERT INTO replicator.deferred_index (index_schema, index_name, table_schema, table_name, definition, state)
-        VALUES (%s, %s, %s, %s, %s, 'dropped')
+        INSERT INTO replicator.deferred_index
+            (index_schema, index_name, table_schema, table_name, definition, slot, state)
+        VALUES (%s, %s, %s, %s, %s, %s, 'dropped')
         ON CONFLICT (index_schema, index_name) DO UPDATE
         SET table_schema = excluded.table_schema, table_name = excluded.table_name,
-            definition = excluded.definition, state = 'dropped'
+            definition = excluded.definition, slot = excluded.slot, state = 'dropped'
         """,
-        [(index.schema, index.name, *index.table, index.definition) for index in indexes],
+        [(index.schema, index.name, *index.table, index.definition, slot) for index in indexes],
     )
 
 
-def pending(conn: Connection, table: TableName | None = None) -> list[DeferredIndex]:
+def pending(conn: Connection, table: TableName | None = None, *, slot: str | None = None) -> list[DeferredIndex]:
     """Indexes that are dropped and not yet rebuilt: all, or those of one table and its partitions.
+
+    With ``slot`` not those that another slot's copy has dropped.
 
     Those of partitions come first. A name that PostgreSQL makes up for a child index must not take theirs.
     """
@@ -126,11 +130,12 @@ def pending(conn: Connection, table: TableName | None = None) -> list[DeferredIn
         FROM replicator.deferred_index d
         LEFT JOIN pg_catalog.pg_class t
                ON t.oid = pg_catalog.to_regclass(pg_catalog.format('%%I.%%I', d.table_schema, d.table_name))
-        WHERE d.state = 'dropped'
+        WHERE d.state = 'dropped' AND (%s::text IS NULL OR coalesce(d.slot, %s) = %s)
           AND (%s::text IS NULL OR t.oid = pg_catalog.to_regclass(%s)
                OR t.oid IN (SELECT relid FROM pg_catalog.pg_partition_tree(pg_catalog.to_regclass(%s))))
         ORDER BY coalesce(t.relispartition, false) DESC, t.relkind = 'p', 1, 2
         """,
+        *[slot] * 3,
         *[None if table is None else table_identifier(table).as_string(conn)] * 3,
     )
     return [DeferredIndex(schema, name, (on_schema, on), text) for schema, name, on_schema, on, text in rows]
@@ -167,10 +172,12 @@ def rebuild(conn: Connection, index: DeferredIndex) -> None:
             ) from exc
 
 
-def rebuild_missing(conn: Connection, tables: Sequence[TableName] | None = None) -> list[DeferredIndex]:
-    """Rebuild every index that is still missing, one after another; those that were."""
+def rebuild_missing(
+    conn: Connection, tables: Sequence[TableName] | None = None, *, slot: str | None = None
+) -> list[DeferredIndex]:
+    """Rebuild every index that is still missing, one after another; those that were. ``slot``: as of `pending`."""
     wanted = [None] if tables is None else list(tables)
-    missing = [index for table in wanted for index in pending(conn, table)]
+    missing = [index for table in wanted for index in pending(conn, table, slot=slot)]
     for index in missing:
         rebuild(conn, index)
     return missing
@@ -180,6 +187,15 @@ def analyze(conn: Connection, table: TableName) -> None:
     """Give the planner statistics of freshly copied rows; a table of another role's is skipped with a warning."""
     with translated("target"):
         conn.execute(sql.SQL("ANALYZE {}").format(table_identifier(table)))
+
+
+def never_analyzed(conn: Connection, tables: Iterable[Table]) -> list[Table]:
+    """Those of these tables that have no statistics."""
+    by_oid = {table.oid: table for table in tables}
+    rows = query(
+        conn, "SELECT oid::bigint FROM pg_catalog.pg_class WHERE oid = ANY (%s::oid[]) AND reltuples < 0", list(by_oid)
+    )
+    return [by_oid[oid] for (oid,) in rows]
 
 
 def _exists(conn: Connection, index: DeferredIndex) -> bool:

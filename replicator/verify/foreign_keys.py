@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import LiteralString, cast
+from typing import Final, LiteralString, cast
 
 from psycopg import sql
 
 from replicator.model.schema import show_table
 from replicator.postgres.connection import Connection, query, translated
 from replicator.verify.report import ForeignKeyReport
+from replicator.verify.snapshot import Follower
 
 # Of and into the given tables. Constraints that allow orphans (NOT VALID, NOT ENFORCED) and temporal ones are left out.
 _CONSTRAINTS = """
@@ -39,19 +40,44 @@ ORDER BY 2, 3, 1
 """
 
 
+_LOOKS: Final = 3
+_ROWS: Final = 10_000  # more orphans than that are not on their way
+
+
 @dataclass(frozen=True, slots=True)
 class ForeignKeyCheck:
-    """One foreign key and the statement that counts its orphans."""
+    """One foreign key, and how to find its orphans."""
 
     table: str
     name: str
-    statement: sql.Composed
+    orphans: sql.Composed  # FROM … WHERE …, the referencing table as c
 
     def run(self, target: Connection) -> ForeignKeyReport:
         """Count the rows that reference a row that is not there."""
         with translated("target"):
-            [(orphans,)] = query(target, self.statement)
+            [(orphans,)] = query(target, sql.SQL("SELECT pg_catalog.count(*) {}").format(self.orphans))
         return ForeignKeyReport(self.table, self.name, orphans)
+
+    def settle(self, found: ForeignKeyReport, target: Connection, follower: Follower) -> ForeignKeyReport:
+        """Tell orphans from rows whose lane is ahead of that of the row that they reference.
+
+        Three looks, and between them every lane comes to where the source is: a row that came too early is no orphan at
+        the second any more, and one whose referenced row was deleted is gone, or another version, by the third.
+        """
+        if found.orphans > _ROWS:
+            return found
+        left = self._versions(target)
+        for _ in range(_LOOKS - 1):
+            if left:
+                follower.wait_for_now()
+                left &= self._versions(target)
+        return ForeignKeyReport(found.table, found.name, len(left))
+
+    def _versions(self, target: Connection) -> set[tuple[str, ...]]:
+        """The versions of the rows that are orphans now: where they are, and who wrote them."""
+        statement = sql.SQL("SELECT c.tableoid::text, c.ctid::text, c.xmin::text {}").format(self.orphans)
+        with translated("target"):
+            return set(query(target, statement))
 
 
 def load_checks(target: Connection, table_oids: Collection[int]) -> list[ForeignKeyCheck]:
@@ -78,7 +104,7 @@ def _orphans(
         sql.SQL("{} {} {}").format(sql.Identifier("p", theirs), _operator(operator), sql.Identifier("c", ours))
         for ours, theirs, operator in zip(columns, ref_columns, operators, strict=True)
     ]
-    return sql.SQL("SELECT pg_catalog.count(*) FROM {} WHERE {} AND NOT EXISTS (SELECT FROM {} WHERE {})").format(
+    return sql.SQL("FROM {} WHERE {} AND NOT EXISTS (SELECT FROM {} WHERE {})").format(
         child, sql.SQL(" AND ").join(given), parent, sql.SQL(" AND ").join(matches)
     )
 

@@ -48,16 +48,24 @@ class Halted(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One verification. ``halt`` is set once the result is known (or lost), ``stop`` by the caller."""
+    """One verification. ``halt`` is set once the result is known (or lost), ``stop`` by the caller.
+
+    ``running``: the slots whose streams apply changes meanwhile.
+    """
 
     settings: Settings
-    live: bool
+    running: frozenset[str]
     fail_fast: bool
     stream_timeout_s: float
     progress: Callable[[Progress], None] | None
     stop: threading.Event
     halt: threading.Event = field(default_factory=threading.Event)
     room: Room = field(default_factory=Room)
+
+    @property
+    def live(self) -> bool:
+        """Whether the target moves on meanwhile."""
+        return bool(self.running)
 
     def raise_if_stopped(self) -> None:
         """Leave when asked to.
@@ -92,7 +100,9 @@ class Job:
 
     def follower(self, sessions: Sessions) -> Follower | None:
         """What waits for the stream, if it runs."""
-        return Follower(sessions, timeout_s=self.stream_timeout_s, stop=self.stop) if self.live else None
+        if not self.live:
+            return None
+        return Follower(sessions, self.running, timeout_s=self.stream_timeout_s, stop=self.stop)
 
 
 @dataclass(frozen=True, slots=True)

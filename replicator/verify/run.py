@@ -52,8 +52,8 @@ def verify(
         tables: target tables to compare; None: those of all routes.
         counts_only: compare numbers of rows alone, and no foreign keys.
         fail_fast: end with the first difference; tables not finished by then are left out.
-        live: whether the stream is applying changes meanwhile; None: find out. If so, differences are looked at
-            again at later positions until it is certain that they are not just changes on their way.
+        live: whether the stream is applying changes meanwhile; None: find out, for each lane. If so, differences are
+            looked at again at later positions until it is certain that they are not just changes on their way.
         progress: called from several threads.
         stop: ends the verification with `Refused` when set.
         stream_timeout_s: how long the running stream may take to reach a position of the source.
@@ -67,18 +67,25 @@ def verify(
     with Sessions(settings) as sessions:
         stop = stop if stop is not None else threading.Event()
 
-        def compare(live: bool) -> Report:
-            if live:
-                _refuse_unfinished(sessions, chosen)
-            job = Job(settings, live, fail_fast, stream_timeout_s, progress, stop)
+        lanes = [lane for lane in settings.split() if any(lane.takes(route.name) for route in chosen)]
+
+        def running() -> frozenset[str]:
+            return frozenset(lane.source.slot for lane in lanes if live or (live is None and _runs(sessions, lane)))
+
+        def compare(known: frozenset[str]) -> Report:
+            for lane in lanes:
+                if lane.source.slot in known:
+                    _refuse_unfinished(sessions, lane, chosen)
+            job = Job(settings, known, fail_fast, stream_timeout_s, progress, stop)
             return _compare(job, sessions, chosen, counts_only=counts_only)
 
-        known = _is_live(sessions) if live is None else live
+        known = running()
         report = compare(known)
-        if live is None and not known and not report.equal and _is_live(sessions):
-            # The service was just starting or reconnecting: what it had not applied was taken for differences.
-            report = compare(True)
-        _record(sessions, {table.name: table for table in report.tables}, chosen)
+        if not report.equal and (now := running()) > known:
+            # A service was just starting or reconnecting: what it had not applied was taken for differences.
+            report = compare(now)
+        for lane in lanes:
+            _record(sessions, lane, {table.name: table for table in report.tables}, chosen)
         return report
 
 
@@ -94,7 +101,7 @@ def _compare(job: Job, sessions: Sessions, chosen: Sequence[Route], *, counts_on
         return run.report()
 
 
-def _record(sessions: Sessions, tables: Mapping[str, TableReport], routes: Sequence[Route]) -> None:
+def _record(sessions: Sessions, lane: Settings, tables: Mapping[str, TableReport], routes: Sequence[Route]) -> None:
     """Leave the numbers where the service finds them for its metrics."""
     target = sessions.get("target")
     with translated("target"):
@@ -102,8 +109,12 @@ def _record(sessions: Sessions, tables: Mapping[str, TableReport], routes: Seque
             return
         state.record_differences(
             target,
-            sessions.settings.source.slot,
-            {route.name: tables[str(route)].differences for route in routes if str(route) in tables},
+            lane.source.slot,
+            {
+                route.name: tables[str(route)].differences
+                for route in routes
+                if lane.takes(route.name) and str(route) in tables
+            },
         )
 
 
@@ -189,7 +200,7 @@ class _Run:
                         break
                     self._job.raise_if_stopped()
                     if isinstance(task, ForeignKeyCheck):
-                        self._check_foreign_key(task, desk)
+                        self._check_foreign_key(task, desk, later)
                     else:
                         self._compare_table(TableComparison(task), desk, later)
         except Halted:
@@ -198,9 +209,12 @@ class _Run:
             self._job.halt.set()  # one fault ends all
             raise
 
-    def _check_foreign_key(self, check: ForeignKeyCheck, desk: Desk) -> None:
+    def _check_foreign_key(self, check: ForeignKeyCheck, desk: Desk, later: Sessions) -> None:
         with self._pair.transaction(desk.snapshots):
             key = check.run(desk.snapshots.get("target"))
+        follower = self._job.follower(later)
+        if key.orphans and follower is not None and len(self._job.running) > 1:
+            key = check.settle(key, later.get("target"), follower)
         self._foreign_keys.append(key)
         self._halt_if(bool(key.orphans))
 
@@ -250,18 +264,20 @@ def _choose(routes: Sequence[Route], tables: Collection[TableName] | None) -> li
     return [route for route in routes if route.name in tables]
 
 
-def _is_live(sessions: Sessions) -> bool:
+def _runs(sessions: Sessions, lane: Settings) -> bool:
     with translated("target"):
-        return state.writer_is_running(sessions.get("target"), sessions.settings.source.slot)
+        return state.writer_is_running(sessions.get("target"), lane.source.slot)
 
 
-def _refuse_unfinished(sessions: Sessions, routes: Sequence[Route]) -> None:
-    target, slot = sessions.get("target"), sessions.settings.source.slot
+def _refuse_unfinished(sessions: Sessions, lane: Settings, routes: Sequence[Route]) -> None:
+    target, slot = sessions.get("target"), lane.source.slot
     with translated("target"):
         checkpoint = state.load_checkpoint(target, slot) if state.exists(target) else None
         states = state.load_table_states(target, slot) if checkpoint is not None else {}
     if checkpoint is None or checkpoint.phase in ("new", "copying"):
-        raise Refused("the snapshot is still being copied", hint="`replicator status` shows how far it is")
+        raise Refused(
+            f"{lane.prefix}the snapshot is still being copied", hint="`replicator status` shows how far it is"
+        )
     unfinished = [
         str(route) for route in routes if (known := states.get(route.name)) is not None and known.state != "copied"
     ]

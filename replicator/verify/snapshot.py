@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from types import TracebackType
 from typing import Final, Self
@@ -73,10 +73,11 @@ class Sessions:
 
 
 class Follower:
-    """Waits until the running stream has brought the target to a position of the source."""
+    """Waits until the running stream, that of every lane, has brought the target to a position of the source."""
 
-    def __init__(self, sessions: Sessions, *, timeout_s: float, stop: threading.Event) -> None:
+    def __init__(self, sessions: Sessions, slots: Collection[str], *, timeout_s: float, stop: threading.Event) -> None:
         self._sessions = sessions
+        self._slots = slots
         self._timeout_s = timeout_s
         self._stop = stop
 
@@ -87,13 +88,16 @@ class Follower:
         return lsn
 
     def wait_for(self, lsn: Lsn) -> None:
-        """Wait until the checkpoint has reached ``lsn``. Heartbeats make an idle source's stream get there.
+        """Wait until every checkpoint has reached ``lsn``. Heartbeats make an idle source's stream get there.
 
         Raises:
             StateError: it stands still for too long.
             Refused: verification was stopped meanwhile.
         """
-        slot = self._sessions.settings.source.slot
+        for slot in self._slots:
+            self._wait_for_lane(slot, lsn)
+
+    def _wait_for_lane(self, slot: str, lsn: Lsn) -> None:
         target = self._sessions.get("target")
         moved_at = beat_at = time.monotonic()
         before, pause_s = ZERO, _FIRST_POLL_S
@@ -103,7 +107,7 @@ class Follower:
                 before, moved_at = applied, now
             elif now - moved_at > self._timeout_s:
                 raise StateError(
-                    f"the stream does not advance: its checkpoint has been at {applied} for "
+                    f"the stream of slot {slot} does not advance: its checkpoint has been at {applied} for "
                     f"{self._timeout_s:.0f} s, and {lsn} is to be reached",
                     hint="`replicator status` tells why; stop the service to compare both sides as they are",
                 )

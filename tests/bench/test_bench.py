@@ -53,6 +53,20 @@ def test_it_states_machine_versions_and_settings(document):
     assert about["options"]["transactions"] == 60
 
 
+def test_lanes_are_measured_beside_one():
+    if environment_dsns() is not None:
+        pytest.skip("benchmarks want servers of their own")
+    if not available_pairs():
+        no_server("no programs of PostgreSQL here")
+    words = ["lanes", "--quick", "--no-durable", "--transactions", "60", "--scale", "0.1"]
+    done = subprocess.run(
+        [sys.executable, "-m", "bench", *words], cwd=ROOT, capture_output=True, text=True, timeout=250
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "VOID" not in done.stdout
+    assert "replicator, 2 lanes" in done.stdout
+
+
 class LossyPeer:
     name = "lossy"
     mapped = frozenset()
