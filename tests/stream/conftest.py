@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -63,3 +64,19 @@ def make_case(pair: DatabasePair) -> Iterator[Callable[..., Case]]:
     yield make
     for case in made:
         case.close()
+
+
+@pytest.fixture
+def make_tolerant(make_case: Callable[..., Case]) -> Callable[..., Case]:
+    """`make_case`, of a stream that sets refused rows aside."""
+
+    def make(ddl: str, target_ddl: str | None = None, *, stream: dict[str, Any] | None = None, **options: Any) -> Case:
+        return make_case(ddl, target_ddl, stream={"on_rejected_row": "quarantine", **(stream or {})}, **options)
+
+    return make
+
+
+@pytest.fixture
+def plain_role() -> str:
+    """A name for a target role that may not silence triggers and foreign keys."""
+    return f"plain_{secrets.token_hex(6)}"
