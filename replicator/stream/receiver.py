@@ -30,6 +30,7 @@ from replicator.stream.assembler import Assembler
 from replicator.stream.inbox import Inbox
 
 FEEDBACK_INTERVAL_S = 1.0
+_TAKE_S = 0.2  # how long a stop may go unnoticed while nothing comes in
 
 _PREREQUISITE_MISSING = "55000"  # object_not_in_prerequisite_state
 
@@ -125,7 +126,7 @@ class Receiver:
             elif length == 0:
                 self._before_transaction_if_idle()
                 wait_s = max(0.0, min(self._next_feedback - now(), FEEDBACK_INTERVAL_S))
-                if select.select([pgconn.socket], [], [], min(wait_s, 0.2))[0]:
+                if select.select([pgconn.socket], [], [], min(wait_s, _TAKE_S))[0]:
                     pgconn.consume_input()
                     talking = True
                 if talking:

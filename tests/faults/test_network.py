@@ -113,13 +113,27 @@ ON_TARGET: list[Fault] = [lose_commit, lose_answer_to_commit, hold_answer_to_com
 
 
 @pytest.mark.parametrize("side", SIDES)
+def test_faults_of_a_network_in_the_stream(make_faulty, rng, side):
+    """Other ones in each run."""
+    meet(make_faulty(), side, rng.sample(of_side(side), 6))
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("side", SIDES)
 def test_every_fault_of_a_network_in_the_stream(make_faulty, side):
-    rig = make_faulty()
+    meet(make_faulty(), side, of_side(side))
+
+
+def of_side(side):
+    return [*ANYWHERE, *(ON_TARGET if side == "target" else [])]
+
+
+def meet(rig, side, faults):
     proxy = rig.proxies[side]
     with rig.writing() as writer:
         rig.service.start()
         rig.wait_for_stream()
-        for fault in [*ANYWHERE, *(ON_TARGET if side == "target" else [])]:
+        for fault in faults:
             rig.mark()
             reconnects, began = rig.log_count("trying again"), time.monotonic()
             fault(rig, proxy)
