@@ -18,10 +18,11 @@ from replicator.logs import get_logger
 from replicator.model.lsn import Lsn
 from replicator.model.schema import show_table
 from replicator.monitor import Monitor
-from replicator.postgres.connection import Connection, connect, hang_up, query, translated
+from replicator.postgres.connection import Connection, connect, hang_up, translated
 from replicator.postgres.session import Peer, Session, end
 from replicator.routes import refuse_faults, require_routes
 from replicator.routing.route import Route
+from replicator.source.messages import emit_heartbeat
 from replicator.stream.run import Outcome, Stream
 from replicator.survey import accept, newcomer_message, require_survey, survey
 from replicator.target.state import (
@@ -186,10 +187,11 @@ class Service:
             self._truncate = False
             # Only now: a snapshot takes hours, and whoever waited to alter a table does so once it is copied.
             routes = self._accept_routes(source, writer)
+            # Behind all that is committed: of an idle source, too, the stream knows at once that it has caught up.
+            with translated("source"):
+                lsn = emit_heartbeat(source)
             if self._until_caught_up and self._until is None:
-                with translated("source"):
-                    [(lsn,)] = query(source, "SELECT pg_catalog.pg_current_wal_lsn()::text")
-                self._until = Lsn.parse(lsn)
+                self._until = lsn
         stream = Stream(self._settings, routes, writer=writer, stop=self.stop, until=self._until, settled=self._settled)
         try:
             outcome = stream.run()

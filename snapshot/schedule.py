@@ -15,7 +15,7 @@ from replicator.errors import TransientError
 from replicator.failpoints import failpoint
 from replicator.logs import get_logger
 from replicator.model.schema import Table, TableName
-from replicator.postgres.connection import Connection
+from replicator.postgres.connection import Connection, translated
 from replicator.routing.order import dependencies
 from replicator.routing.record import record_of
 from replicator.target import indexes, state
@@ -68,6 +68,7 @@ class Schedule:
         self._replica = replica
         self._running: dict[Future[Any], Callable[[], None]] = {}
         self._tallies: dict[TableName, _Tally] = {}
+        self._advanced = False  # whether a table, or an index, is done: the next attempt need not do it again
 
     def copy(
         self,
@@ -109,6 +110,14 @@ class Schedule:
         self._drain(lambda: None)
 
     def _drain(self, next_step: Callable[[], None]) -> None:
+        try:
+            with translated("target"):
+                self._work_off(next_step)
+        except TransientError as exc:
+            exc.advanced = self._advanced
+            raise
+
+    def _work_off(self, next_step: Callable[[], None]) -> None:
         ticked = 0.0
         while self._running:
             finished, _ = wait(self._running, timeout=_TICK_S, return_when=FIRST_COMPLETED)
@@ -148,6 +157,7 @@ class Schedule:
             if tally.parts == 0:
                 failpoint("before_table_copied", self._writer)
                 state.finish_table(self._writer, self._slot, copy.name, tally.rows, tally.size)
+                self._advanced = True
                 failpoint("after_table_copied", self._writer)
                 _log.info("table copied", table=str(route), rows=tally.rows, bytes=tally.size,
                           seconds=round(time.monotonic() - tally.started, 1))  # fmt: skip
@@ -179,6 +189,7 @@ class Schedule:
         tally.builds = len(tasks)
 
         def built(_: None) -> None:
+            self._advanced = True
             tally.builds -= 1
             if tally.builds == 0:
                 self._analyze(table)

@@ -13,6 +13,7 @@ import pytest
 from psycopg.conninfo import conninfo_to_dict
 
 from replicator.demo.servers import Server, find_installations
+from replicator.stream import receiver, run
 from tests.pairs import Servers, TestServer, available_pairs, drop_database, environment_dsns
 
 _NUMBER = itertools.count(1)
@@ -75,6 +76,15 @@ def servers() -> Iterator[Servers]:
     servers = Servers()
     yield servers
     servers.close()
+
+
+@pytest.fixture(autouse=True)
+def attentive(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stream in this process looks up more often than in real life: most of a test would be waiting for that."""
+    monkeypatch.setattr(receiver, "_TAKE_S", 0.02)
+    monkeypatch.setattr(receiver, "FEEDBACK_INTERVAL_S", 0.1)
+    monkeypatch.setattr(run, "_TAKE_S", 0.02)
+    monkeypatch.setattr(run, "_TICK_S", 0.1)
 
 
 @pytest.fixture

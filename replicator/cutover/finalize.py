@@ -71,7 +71,7 @@ def _committed_after_all(site: Site) -> bool:
     deadline = time.monotonic() + _RECONNECT_S
     while time.monotonic() < deadline:
         try:
-            site.target = site.journal.conn = connect_target(site.settings)
+            site.target = site.journal.conn = connect_target(site.settings, site.journal.conn)
             with translated("target"):
                 # The row lock waits for a commit that is still under way in the session that we lost.
                 [(state,)] = query(

@@ -12,6 +12,7 @@ from replicator.cutover.report import Detail, StepRecord
 from replicator.cutover.transitions import ORDER, State, States, Step
 from replicator.errors import StateError
 from replicator.postgres.connection import Connection, connect, query, translated
+from replicator.postgres.session import Session, end
 from replicator.target.state import load_checkpoint, try_lock
 
 Progress = Callable[[StepRecord], None]
@@ -27,8 +28,11 @@ def lock_cutover(conn: Connection, slot: str) -> None:
         raise StateError(f"another cutover of slot {slot} is running", hint="watch it with `replicator status`")
 
 
-def connect_target(settings: Settings) -> Connection:
+def connect_target(settings: Settings, lost: Connection | None = None) -> Connection:
     """A session on the target that holds the cutover's lock.
+
+    Args:
+        lost: our session before. It may be lost to us only: then the server still has its end, with the lock.
 
     Raises:
         StateError: another cutover runs.
@@ -36,6 +40,8 @@ def connect_target(settings: Settings) -> Connection:
     conn = connect(settings.target.dsn, "target", purpose="cutover")
     try:
         with translated("target"):
+            if isinstance(lost, Session) and lost.peer is not None:
+                end(conn, lost.peer)
             lock_cutover(conn, settings.source.slot)
     except BaseException:
         conn.close()

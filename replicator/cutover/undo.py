@@ -103,7 +103,7 @@ def _record(site: Site, step: Step | None, detail: Detail) -> bool:
     while True:
         try:
             if journal.conn.closed or journal.conn.broken:
-                journal.conn = connect_target(site.settings)
+                journal.conn = connect_target(site.settings, journal.conn)
             journal.undo(failed, detail)
         except (ReplicatorError, psycopg.Error) as exc:
             if time.monotonic() > deadline:

@@ -33,6 +33,7 @@ from replicator.stream.batch import Batch
 from replicator.stream.inbox import Inbox
 
 FEEDBACK_INTERVAL_S = 1.0
+_TAKE_S = 0.2  # how long a stop may go unnoticed while nothing comes in
 _BURST = 100  # messages between two looks at the clock and at whoever wants something of us
 
 _PREREQUISITE_MISSING = "55000"  # object_not_in_prerequisite_state
@@ -136,7 +137,7 @@ class Receiver:
                 self._hand_over(assembler.take())
                 self._before_transaction_if_idle()
                 wait_s = max(0.0, min(self._next_feedback - now(), FEEDBACK_INTERVAL_S))
-                if select.select([pgconn.socket], [], [], min(wait_s, 0.2))[0]:
+                if select.select([pgconn.socket], [], [], min(wait_s, _TAKE_S))[0]:
                     pgconn.consume_input()
                     talking = True
                 if talking:

@@ -28,8 +28,10 @@ REFUSALS = (
 )
 
 _FUNCTION = re.compile(r"PL/pgSQL function ([\w.$]+)\(")
-_MEND = "mend the target's column or constraint, then start again: the change will be sent again; or let such changes "
+_AGAIN = "mend the target's column or constraint, then start again: the change will be sent again"
+_MEND = f"{_AGAIN}; or let such changes "
 _LABEL = "has the target every label of the source's enums? ALTER TYPE … ADD VALUE adds one; "
+NOT_SET_ASIDE = f"{_AGAIN}; of a transaction larger than a batch nothing can be set aside at its end"
 _SET_ASIDE = 'be set aside: on_rejected_row = "quarantine" under [stream]'
 
 

@@ -36,7 +36,7 @@ from replicator.stream.lookout import Lookout
 from replicator.stream.lookup import followers
 from replicator.stream.quarantine import Quarantine
 from replicator.stream.receiver import Receiver
-from replicator.stream.refusals import explain
+from replicator.stream.refusals import NOT_SET_ASIDE, explain
 from replicator.stream.relations import Relations
 from replicator.stream.retry import retry
 from replicator.stream.watchdog import Watchdog
@@ -226,9 +226,11 @@ class Stream:
         lsn = max(batch.end_lsn, self._committed)
         try:
             self._store(applier, lsn, batch.fence)
-        except RowRejected:
-            # Of a transaction in parts the earlier ones are gone.
-            if batch.final_part or not self._quarantine.takes:
+        except RowRejected as exc:
+            if not self._quarantine.takes:
+                raise
+            if batch.final_part:  # the earlier ones are gone
+                exc.hint = NOT_SET_ASIDE
                 raise
             # A deferred constraint does not tell which change is at fault: once more, with a look at each transaction.
             self._quarantine.load()

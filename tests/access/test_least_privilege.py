@@ -105,7 +105,7 @@ class Move:
         assert self.sql("target", "SELECT FROM pg_namespace WHERE nspname = 'replicator'") == []
 
     def wait_until_caught_up(self) -> None:
-        [(lsn,)] = self.sql("source", "SELECT pg_current_wal_lsn()::text")
+        [(lsn,)] = self.sql("source", "SELECT pg_logical_emit_message(true, 'test', '')::text")
         reached = f"SELECT applied_lsn >= '{lsn}'::pg_lsn FROM replicator.checkpoint"
         self.site.wait(lambda: self.sql("target", reached) == [(True,)], "not caught up")
         self.site.wait(lambda: self.site.command("status").code == 0, "not healthy")

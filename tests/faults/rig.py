@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import secrets
 import urllib.request
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from tests.oracle import assert_same_rows
 
 # So long nothing is heard before the service looks what is the matter; a third more until it hangs up.
 SILENCE_S = 1.5
+CUTOVER_WITHIN_S = 150.0
 
 
 @dataclass
@@ -66,6 +68,57 @@ class Faulty(Rig):
     def compare(self) -> int:
         with psycopg.connect(self.source_dsn) as source, psycopg.connect(self.target_dsn) as target:
             return sum(assert_same_rows(source, target, table) for table in TABLES)
+
+    def is_open(self) -> bool:
+        """Whether a new client of the source may write; who died with a lock may hold it for half a minute."""
+        try:
+            with psycopg.connect(self.writers_dsn, autocommit=True, options="-c lock_timeout=45s") as conn:
+                conn.execute("INSERT INTO journal VALUES (0, 'open')")
+        except psycopg.errors.ReadOnlySqlTransaction:
+            return False
+        return True
+
+    def try_to_cut_over(self, step: str, disturb: Callable[[], None]) -> bool:
+        """Cut over, and ``disturb`` that while it is about to do ``step``; whether it is finalized.
+
+        If not, the source is open again. Where the cutover could not see to that, it is on record, and ``cutover
+        abort`` does.
+        """
+        self.wait_until_near()
+        since = self.clock()
+        process = self.popen("cutover", "--yes", failpoints=f"before_step:{step}=hold:1")
+        try:
+            self.wait_until(
+                lambda: self.cutover_steps(since).get(step) == "running" or process.poll() is not None, f"no {step}"
+            )
+            assert process.poll() is None, process.communicate()
+            disturb()
+            out, err = process.communicate(timeout=CUTOVER_WITHIN_S)
+        finally:
+            process.kill()
+        say(f"cutover disturbed at {step}: exit code {process.returncode}\n{err}")
+        assert process.returncode in (0, 1, 3), (out, err)
+        self.wait_until(lambda: self.phase() != "new", "the target does not come back", runs=False)
+        if process.returncode == 0 or self.phase() == "cut_over":
+            self.run("cutover", "--yes")  # closes the source, if that is left to do
+            return True
+        if not self.is_open():
+            assert self.ask(
+                "target", "SELECT 1 FROM replicator.cutover_step WHERE step = 'freeze' AND state <> 'pending'"
+            )
+            self.run("cutover", "abort")
+            assert self.is_open()
+        self.mark()
+        return False
+
+    def finish_cut_over(self) -> None:
+        """Once more undisturbed, unless it is done; both sides are equal."""
+        if self.phase() != "cut_over":
+            self.wait_until_near()
+            self.run("cutover", "--yes")
+        assert self.service.wait_for_end() == 0
+        assert not self.is_open()
+        self.compare()
 
     def our_sessions(self, side: str) -> dict[str, list[int]]:
         """Process IDs of our sessions on a server by application_name."""

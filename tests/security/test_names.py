@@ -253,7 +253,7 @@ def phase(site: Site) -> str:
 
 
 def wait_until_applied(site: Site) -> None:
-    [(lsn,)] = site.sql("source", "SELECT pg_current_wal_lsn()::text")
+    [(lsn,)] = site.sql("source", "SELECT pg_logical_emit_message(true, 'test', '')::text")
     reached = "SELECT applied_lsn >= %s::pg_lsn FROM replicator.checkpoint"
     wait(lambda: site.sql("target", reached, lsn) == [(True,)], "the changes")
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import psycopg
 import pytest
 
 from replicator.demo.servers import Server, find_installations
@@ -94,6 +97,93 @@ def test_the_stream_goes_on_from_a_promoted_standby(cluster: Cluster) -> None:
         service.stop()
     site.assert_equal()
     site.done("verify")
+
+
+class Load:
+    """A client that writes all the time, and connects again wherever the primary is. A context manager."""
+
+    def __init__(self, dsn: str) -> None:
+        self._dsn = dsn
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="load", daemon=True)
+        self.commits = 0
+
+    def __enter__(self) -> Load:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        self._stop.set()
+        self._thread.join(60)
+        assert not self._thread.is_alive()
+
+    def wait_for(self, more: int) -> None:
+        wanted = self.commits + more
+        wait(lambda: self.commits >= wanted, "nobody can write")
+
+    def _run(self) -> None:
+        number = 10_000
+        while not self._stop.is_set():
+            try:
+                with psycopg.connect(self._dsn, autocommit=True, connect_timeout=2) as conn:
+                    while not self._stop.wait(0.005):
+                        number += 10  # never twice: what became of the last one nobody knows
+                        self._write(conn, number)
+                        self.commits += 1
+            except psycopg.OperationalError:
+                self._stop.wait(0.1)
+
+    @staticmethod
+    def _write(conn: psycopg.Connection[Any], first: int) -> None:
+        with conn.transaction():
+            conn.execute("INSERT INTO notes (id) SELECT generate_series(%s::int, %s)", [first, first + 9])
+            conn.execute("UPDATE customers SET name = %s WHERE id = %s", [f"name {first}", 1 + first // 10 % 40])
+            conn.execute("DELETE FROM notes WHERE id = %s", [first + 3])
+
+
+@needs_18
+def test_under_load_the_stream_goes_on_from_a_promoted_standby(cluster: Cluster) -> None:
+    """In the middle of everything, with changes on their way on all three lines."""
+    site = cluster.site
+    ask(cluster.primary, f"ALTER SYSTEM SET synchronized_standby_slots = '{SLOT}'")
+    ask(cluster.primary, "SELECT pg_reload_conf()")
+    with site.service() as service:
+        service.wait_until_caught_up()
+        wait_until_synced(cluster.primary, cluster.standby, site.slot)
+        with Load(site.source_dsn) as load:
+            load.wait_for(200)
+            cluster.fail_over()
+            load.wait_for(200)
+        service.wait_until_caught_up()
+        assert site.value("target", "SELECT timeline FROM replicator.checkpoint") == 2
+        service.stop()
+    site.assert_equal()
+    site.done("verify")
+
+
+@needs_18
+@pytest.mark.soak
+def test_under_load_a_target_ahead_of_the_promoted_standby_ends_the_service(cluster: Cluster) -> None:
+    """Nothing holds the stream back to what the standby has, and that has fallen behind: nothing more is applied."""
+    site = cluster.site
+    with site.service() as service:
+        service.wait_until_caught_up()
+        wait_until_synced(cluster.primary, cluster.standby, site.slot)
+        with Load(site.source_dsn) as load:
+            load.wait_for(100)
+            ask(cluster.standby, "SELECT pg_wal_replay_pause()")
+            ask(cluster.standby, "ALTER SYSTEM SET primary_conninfo = ''")
+            ask(cluster.standby, "SELECT pg_reload_conf()")
+            wait(lambda: not ask(cluster.standby, "SELECT 1 FROM pg_stat_wal_receiver"), "the standby still follows")
+            load.wait_for(200)
+            last = load.commits
+            site.wait(lambda: site.value("target", "SELECT count(*) FROM notes") > 60 + 9 * last - 50, "no stream")
+            ask(cluster.standby, "SELECT pg_wal_replay_resume()")
+            cluster.fail_over()
+            load.wait_for(200)
+        service.ends(3, says=("the target is ahead of the source", "`replicator run --truncate` starts over"))
+    site.done("run", "--truncate", "--yes", "--until-caught-up")
+    site.assert_equal()
 
 
 @needs_18

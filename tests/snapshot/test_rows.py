@@ -9,6 +9,7 @@ import pytest
 
 import snapshot.export
 import snapshot.pool
+from replicator import failpoints
 from replicator.errors import ReplicatorError, RowRejected, TransientError, UnmappedId
 from snapshot.copy import CopyTask, copy_part
 from tests.conftest import ALL_PAIRS
@@ -355,3 +356,19 @@ def test_a_lost_worker_session_is_transient_and_the_rest_is_interrupted(pair):
     assert [type(exc) for exc in caught] == [TransientError]
     assert case.run()
     assert case.execute("target", "SELECT (SELECT count(*) FROM t), (SELECT count(*) FROM u)") == [(100, 9)]
+
+
+@pytest.mark.parametrize("place, advanced", [("after_part", False), ("after_table_copied", True)])
+def test_a_copied_table_is_progress_and_its_rows_alone_are_not(pair, place, advanced):
+    """The service's pauses between attempts grow only while nothing gets done: a part is copied again."""
+    case = make(pair, "CREATE TABLE t (id int PRIMARY KEY)")
+    case.execute("source", "INSERT INTO t SELECT generate_series(1, 100)")
+    failpoints.arm({failpoints.VARIABLE: f"{place}=lost"})
+    try:
+        with pytest.raises(TransientError) as lost:
+            case.run()
+    finally:
+        failpoints.arm({})
+    assert lost.value.advanced is advanced
+    assert case.run()
+    assert assert_equal(case, "t") == [100]

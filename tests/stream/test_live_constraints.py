@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-import itertools
-import secrets
-
 import pytest
 
 from replicator.errors import RowRejected
 from replicator.postgres.connection import connect
 from replicator.target.role import may_be_replica
 from tests.oracle import assert_valid_foreign_keys
-
-_NUMBER = itertools.count(1)
-_TOKEN = secrets.token_hex(3)
 
 FAMILY = """
 CREATE TABLE a (id int PRIMARY KEY, name text UNIQUE);
@@ -30,16 +24,11 @@ INSERT INTO c SELECT i, i, 1 + i % 6, 'v' FROM generate_series(1, 6) i;
 
 
 @pytest.fixture
-def role():
-    return f"plain_{_TOKEN}_{next(_NUMBER)}"
-
-
-@pytest.fixture
-def make_plain(make_case, role):
+def make_plain(make_case, plain_role):
     """A case whose target tables belong to a role without any privilege of the server's."""
 
     def make(*args, **options):
-        return make_case(*args, target_role=role, **options)
+        return make_case(*args, target_role=plain_role, **options)
 
     return make
 

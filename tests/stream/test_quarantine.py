@@ -2,41 +2,23 @@
 
 from __future__ import annotations
 
-import itertools
-import secrets
-
 import pytest
 
-from replicator import metrics
 from replicator.errors import RowRejected, SchemaMismatch
 from replicator.target import quarantine
 from tests.oracle import assert_same_rows
 
-QUARANTINE = {"on_rejected_row": "quarantine"}
 T = "CREATE TABLE t (id int PRIMARY KEY, v int);"
 NARROW = "CREATE TABLE t (id int PRIMARY KEY, v int CHECK (v < 100));"
 WIDEN = "ALTER TABLE t DROP CONSTRAINT t_v_check"
 
-_NUMBER = itertools.count(1)
-_TOKEN = secrets.token_hex(3)
-
 
 @pytest.fixture
-def make_tolerant(make_case):
-    """A case that sets refused rows aside."""
-
-    def make(ddl, target_ddl=None, *, stream=None, **options):
-        return make_case(ddl, target_ddl, stream={**QUARANTINE, **(stream or {})}, **options)
-
-    return make
-
-
-@pytest.fixture
-def make_plain(make_tolerant):
-    """The same, with a target role that may not silence triggers and foreign keys."""
+def make_plain(make_tolerant, plain_role):
+    """A tolerant case whose target role may not silence triggers and foreign keys."""
 
     def make(*args, **options):
-        return make_tolerant(*args, target_role=f"plain_{_TOKEN}_{next(_NUMBER)}", **options)
+        return make_tolerant(*args, target_role=plain_role, **options)
 
     return make
 
@@ -339,75 +321,6 @@ def test_live_foreign_keys_hold_the_children_of_a_held_parent(make_plain):
     case.target.execute("ALTER TABLE p DROP CONSTRAINT p_v_check")
     assert retry(case) == 0
     case.same("p", "c")
-
-
-DEFERRED = """
-CREATE TABLE p (id int PRIMARY KEY, v int);
-CREATE TABLE c (id int PRIMARY KEY, p int REFERENCES p DEFERRABLE INITIALLY DEFERRED);
-"""
-
-
-def test_a_deferred_constraint_of_the_target_holds_the_change_at_fault_alone(make_plain):
-    """It is looked at when the batch commits, which says nothing about which change broke it."""
-    ddl = "CREATE TABLE p (id int PRIMARY KEY, v int); CREATE TABLE c (id int PRIMARY KEY, p int);"
-    case = make_plain(ddl, DEFERRED)
-    with case.one_batch():
-        # Children first, as a deferred constraint allows.
-        case.execute("INSERT INTO c VALUES (1, 1), (2, 2)", "INSERT INTO p VALUES (1, 1), (2, 2)")
-        case.execute("INSERT INTO c VALUES (3, 3), (4, 2)", "INSERT INTO p VALUES (4, 4)")
-        case.execute("INSERT INTO c VALUES (5, 4)")
-    assert held(case) == [("insert", "3", "ForeignKeyViolation 23503 (c_p_fkey)")]
-    assert case.rows("SELECT count(*) FROM c") == [(4,)]
-    assert retry(case) == 1
-    assert quarantine.listed(case.target, case.slot)[0].attempts == 2
-    case.target.execute("ALTER TABLE c DROP CONSTRAINT c_p_fkey")
-    assert retry(case) == 0
-    case.same("p", "c")
-
-
-def test_a_deferred_trigger_that_is_always_enabled_is_attributed_too(make_tolerant):
-    """In every role; and what it raises is told by its function's name alone."""
-    case = make_tolerant(
-        T,
-        T + "CREATE FUNCTION f() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN IF new.v >= 100 THEN"
-        " RAISE EXCEPTION 'secret %', new.v USING CONSTRAINT = 'secret'; END IF; RETURN NULL; END $$;"
-        "CREATE CONSTRAINT TRIGGER f AFTER INSERT OR UPDATE ON t DEFERRABLE INITIALLY DEFERRED"
-        " FOR EACH ROW EXECUTE FUNCTION f(); ALTER TABLE t ENABLE ALWAYS TRIGGER f;",
-    )
-    before = metrics.QUARANTINED_ROWS.labels(table="t")._value.get()
-    with case.one_batch():
-        case.execute("INSERT INTO t SELECT i, i FROM generate_series(1, 300) i WHERE i < 100 OR i > 299")
-        case.execute("UPDATE t SET v = v + 1 WHERE id < 10 OR id = 300", "INSERT INTO t VALUES (400, 4)")
-    assert held(case) == [("insert", "300", "RaiseException P0001 (public.f)"), ("update", "300", None)]
-    assert case.rows("SELECT count(*) FROM t") == [(100,)]
-    assert metrics.QUARANTINED_ROWS.labels(table="t")._value.get() == before + 2
-    assert dict(case.rows("SELECT table_name, rows_applied FROM replicator.table_state"))["t"] <= 109
-    case.target.execute("DROP TRIGGER f ON t")
-    assert retry(case) == 0
-    case.same("t")
-
-
-def test_a_deferred_constraint_stops_the_stream_by_name_without_the_policy(make_case):
-    ddl = "CREATE TABLE p (id int PRIMARY KEY, v int); CREATE TABLE c (id int PRIMARY KEY, p int);"
-    case = make_case(ddl, DEFERRED, target_role=f"plain_{_TOKEN}_{next(_NUMBER)}")
-    case.execute("INSERT INTO c VALUES (77777, 88888)")
-    error = case.fails(RowRejected)
-    assert "c refuses changes when they are to be committed (c_p_fkey)" in error.message
-    assert "77777" not in repr(error) and "88888" not in repr(error)
-
-
-def test_two_rows_that_need_each_other_are_not_held_for_it(make_plain):
-    ddl = "CREATE TABLE x (id int PRIMARY KEY, y int); CREATE TABLE y (id int PRIMARY KEY, x int, v int);"
-    case = make_plain(
-        ddl,
-        ddl + "ALTER TABLE x ADD FOREIGN KEY (y) REFERENCES y DEFERRABLE INITIALLY DEFERRED;"
-        "ALTER TABLE y ADD FOREIGN KEY (x) REFERENCES x DEFERRABLE INITIALLY DEFERRED, ADD CHECK (v < 100);",
-    )
-    with case.one_batch():
-        case.execute("INSERT INTO x VALUES (1, 1)", "INSERT INTO y VALUES (1, 1, 1)")
-        case.execute("INSERT INTO y VALUES (2, NULL, 100)")
-        case.execute("INSERT INTO x VALUES (3, 3)", "INSERT INTO y VALUES (3, 3, 3)")
-    assert held(case) == [("insert", "2", "CheckViolation 23514 (y_v_check)")]
 
 
 def test_a_restart_knows_what_waits(make_tolerant):
