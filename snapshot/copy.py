@@ -13,7 +13,6 @@ from psycopg import errors, sql
 
 from replicator.errors import ReplicatorError, RowRejected, TransientError, UnmappedId
 from replicator.failpoints import failpoint
-from replicator.model.row import join, split
 from replicator.model.schema import TableName
 from replicator.postgres.connection import Connection, query, table_identifier, translate, translated
 from replicator.postgres.copy import CopyIn, copy_out
@@ -184,9 +183,9 @@ def _pump(rows: Iterable[bytes], sink: CopyIn, mapper: Mapper | None) -> int:
             write(row)
             count += 1
     else:
-        to_target = mapper.row
+        to_target = mapper.copy_row
         for row in rows:
-            write(join(to_target(split(row))))
+            write(to_target(row))
             count += 1
     return count
 
