@@ -39,8 +39,8 @@ from replicator.target.anew import start_over
 from replicator.target.role import may_be_replica
 from snapshot.anew import SlotWatch, find_break, require_position
 from snapshot.clear import empty, refuse_outsiders, refuse_rows, truncate
-from snapshot.copy import read_lookup
 from snapshot.export import ExportedSnapshot, cancelled_by, export_snapshot
+from snapshot.maps import read_lookup
 from snapshot.plan import choose, plan_copies
 from snapshot.pool import Pool
 from snapshot.progress import Progress, Tracker
@@ -330,7 +330,7 @@ class _Job:
         """What an interrupted run left to do for tables whose rows are in."""
         for table in tables:
             metrics.set_table_state(str(table), "copied")
-        bare = [table for table in tables if indexes.pending(self.writer, table.name)]
+        bare = [table for table in tables if indexes.pending(self.writer, [table.name])]
         bare += [table for table in _never_analyzed(self.writer, tables) if table not in bare]
         if bare:
             with Pool(self.settings.snapshot.workers, 0, self.executor) as pool:
