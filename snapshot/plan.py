@@ -9,6 +9,9 @@ from replicator.errors import ConfigError
 from replicator.model.schema import TableName, show_table
 from replicator.routing.route import Route
 
+# A smaller table takes one worker a second; whether it is its share does not matter.
+_SPLIT_BYTES = 16 << 20
+
 # Small tables are copied together, up to these limits.
 _GROUP_BYTES = 2 << 20
 _GROUP_TABLES = 32
@@ -47,10 +50,14 @@ def plan_copies(
 
     Args:
         pages: heap pages by the source table's OID.
-        split_above: bytes.
+        split_above: bytes. A table that is more than a worker's share of them all is split too: the others would be
+            done, and wait for the one that copies it.
         replica: no foreign key is checked while copying.
     """
-    return {route.name: _plan(route, pages.get(route.source.oid, 0), split_above, workers, replica) for route in routes}
+    chosen = list(routes)
+    share = sum(route.source.bytes_estimate for route in chosen) // workers
+    above = min(split_above, max(share, _SPLIT_BYTES))
+    return {route.name: _plan(route, pages.get(route.source.oid, 0), above, workers, replica) for route in chosen}
 
 
 def _plan(route: Route, pages: int, split_above: int, workers: int, replica: bool) -> TableCopy:

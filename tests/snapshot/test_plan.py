@@ -59,6 +59,21 @@ def test_only_big_ordinary_tables_are_split():
     assert parts(route(table("t", 9 << 20, kind="p"))) == (None,)
 
 
+def test_a_table_that_is_more_than_a_workers_share_is_split_however_high_the_limit():
+    big, small = route(table("big", 40 << 20)), route(table("small", 15 << 20))
+
+    def parts_of(*routes, workers):
+        pages = {each.source.oid: 5_000 for each in routes}
+        plan = plan_copies(routes, pages, split_above=1 << 30, workers=workers, replica=True)
+        return {name: len(each.parts) for (_, name), each in plan.items()}
+
+    assert parts_of(big, small, workers=4) == {"big": 4, "small": 1}
+    assert parts_of(small, workers=4) == {"small": 1}
+    assert parts_of(big, workers=1) == {"big": 1}
+    others = [route(table(f"other{n}", 35 << 20)) for n in range(8)]
+    assert parts_of(big, *others, workers=4)["big"] == 1
+
+
 def test_a_table_that_references_itself_stays_whole_where_constraints_are_live():
     """A row may reference one that another part has not committed yet."""
     one = route(table("t", 9 << 20, refers_to="t"))
