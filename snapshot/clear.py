@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 
 from psycopg import sql
 
@@ -11,6 +11,8 @@ from replicator.model.schema import Table, TableName, show_tables
 from replicator.postgres.connection import Connection, query, table_identifier
 from replicator.routing.order import levels
 
+_TABLES_A_LOOK = 100  # a round trip for each would take longer than looking
+
 
 def refuse_rows(conn: Connection, tables: Iterable[Table]) -> None:
     """Make sure that tables which we never wrote are empty.
@@ -18,7 +20,7 @@ def refuse_rows(conn: Connection, tables: Iterable[Table]) -> None:
     Raises:
         Refused: some hold rows.
     """
-    occupied = [table.name for table in tables if has_rows(conn, table.name)]
+    occupied = tables_with_rows(conn, [table.name for table in tables])
     if occupied:
         raise Refused(
             f"target tables hold rows: {show_tables(occupied)}", hint="empty them yourself, or let --truncate do it"
@@ -39,12 +41,17 @@ def refuse_outsiders(conn: Connection, tables: Iterable[Table]) -> None:
         )
 
 
-def has_rows(conn: Connection, name: TableName) -> bool:
-    """Whether a table holds any row; an error if a policy would hide some."""
+def tables_with_rows(conn: Connection, names: Sequence[TableName]) -> list[TableName]:
+    """Those of the tables that hold any row; an error if a policy would hide some."""
+    found = []
     with conn.transaction():
         conn.execute("SET LOCAL row_security = off")
-        [(found,)] = query(conn, sql.SQL("SELECT EXISTS (SELECT FROM {})").format(table_identifier(name)))
-    return bool(found)
+        for at in range(0, len(names), _TABLES_A_LOOK):
+            some = names[at : at + _TABLES_A_LOOK]
+            looks = sql.SQL(", ").join(sql.SQL("EXISTS (SELECT FROM {})").format(table_identifier(n)) for n in some)
+            [answers] = query(conn, sql.SQL("SELECT {}").format(looks))
+            found += [name for name, holds in zip(some, answers, strict=True) if holds]
+    return found
 
 
 def truncate(conn: Connection, tables: Collection[Table]) -> None:
@@ -70,7 +77,7 @@ def empty(conn: Connection, tables: Collection[Table], *, replica: bool) -> None
     if not outsiders and _may_truncate(conn, tables):
         truncate(conn, tables)
         return
-    holding = [] if replica else [name for name in outsiders if has_rows(conn, name)]
+    holding = [] if replica else tables_with_rows(conn, outsiders)
     if holding:
         raise Refused(
             f"cannot empty {show_tables(table.name for table in tables)}: rows of {show_tables(holding)} reference "
