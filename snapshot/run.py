@@ -242,8 +242,7 @@ class _Job:
             self._copy_anew(todo, states, late)
 
     def _complete(self) -> bool:
-        states = state.load_table_states(self.writer, self.slot)
-        if any(states[route.name].state != "copied" for route in self.routes):
+        if not state.are_copied(self.writer, self.slot, [route.name for route in self.routes]):
             return False
         # Those of tables that are no longer in the settings, if any.
         indexes.rebuild_missing(self.writer)

@@ -244,6 +244,21 @@ def load_table_states(conn: Connection, slot: str) -> dict[TableName, TableState
     }
 
 
+def are_copied(conn: Connection, slot: str, names: Collection[TableName]) -> bool:
+    """Whether every one of these tables is known and copied."""
+    [(count,)] = query(
+        conn,
+        """
+        SELECT count(*) FROM replicator.table_state JOIN unnest(%s::text[], %s::text[]) AS w (table_schema, table_name)
+                             USING (table_schema, table_name)
+        WHERE slot = %s AND state = 'copied'
+        """,
+        *_columns(names),
+        slot,
+    )
+    return bool(count == len(names))
+
+
 def add_table_states(conn: Connection, slot: str, names: Iterable[TableName]) -> None:
     """Enter tables that are not known yet as ``pending``."""
     conn.cursor().executemany(
