@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 
 from psycopg import sql
 
@@ -13,6 +13,8 @@ from replicator.postgres.connection import Connection, query, table_identifier
 from replicator.routing.order import levels
 from replicator.target.role import may_be_replica
 
+_TABLES_A_LOOK = 100  # a round trip for each would take longer than looking
+
 
 def refuse_rows(conn: Connection, tables: Iterable[Table]) -> None:
     """Make sure that tables which we never wrote are empty.
@@ -20,7 +22,7 @@ def refuse_rows(conn: Connection, tables: Iterable[Table]) -> None:
     Raises:
         Refused: some hold rows.
     """
-    occupied = [table.name for table in tables if has_rows(conn, table.name)]
+    occupied = tables_with_rows(conn, [table.name for table in tables])
     if occupied:
         raise Refused(
             f"target tables hold rows: {show_tables(occupied)}", hint="empty them yourself, or let --truncate do it"
@@ -44,12 +46,17 @@ def refuse_outsiders(conn: Connection, tables: Iterable[Table], *, but: Collecti
         )
 
 
-def has_rows(conn: Connection, name: TableName) -> bool:
-    """Whether a table holds any row; an error if a policy would hide some."""
+def tables_with_rows(conn: Connection, names: Sequence[TableName]) -> list[TableName]:
+    """Those of the tables that hold any row; an error if a policy would hide some."""
+    found = []
     with conn.transaction():
         conn.execute("SET LOCAL row_security = off")
-        [(found,)] = query(conn, sql.SQL("SELECT EXISTS (SELECT FROM {})").format(table_identifier(name)))
-    return bool(found)
+        for at in range(0, len(names), _TABLES_A_LOOK):
+            some = names[at : at + _TABLES_A_LOOK]
+            looks = sql.SQL(", ").join(sql.SQL("EXISTS (SELECT FROM {})").format(table_identifier(n)) for n in some)
+            [answers] = query(conn, sql.SQL("SELECT {}").format(looks))
+            found += [name for name, holds in zip(some, answers, strict=True) if holds]
+    return found
 
 
 def truncate(conn: Connection, tables: Collection[Table], *, but: Collection[TableName] = ()) -> None:
@@ -83,7 +90,7 @@ def empty(conn: Connection, tables: Collection[Table], *, replica: bool) -> None
     if not outsiders and _may_truncate(conn, tables):
         truncate(conn, tables)
         return
-    holding = [] if replica else [name for name in outsiders if has_rows(conn, name)]
+    holding = [] if replica else tables_with_rows(conn, outsiders)
     if holding:
         raise Refused(
             f"cannot empty {show_tables(table.name for table in tables)}: rows of {show_tables(holding)} reference "

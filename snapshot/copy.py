@@ -1,47 +1,51 @@
-"""The worker's side: copy one table, or one range of its pages, in one transaction of the target.
+"""The worker's side: copy a table, a range of its pages or several small ones, in one transaction of the target.
 
 Runs in processes of its own: whatever this module imports is loaded once for each of them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import psycopg
 from psycopg import errors, sql
 
 from replicator.errors import ReplicatorError, RowRejected, TransientError, UnmappedId
 from replicator.failpoints import failpoint
-from replicator.model.row import join, split
-from replicator.model.schema import TableName
-from replicator.postgres.connection import Connection, query, table_identifier, translate, translated
+from replicator.model.schema import TableName, show_tables
+from replicator.postgres.connection import Connection, table_identifier, translate, translated
 from replicator.postgres.copy import CopyIn, copy_out
 from replicator.postgres.diagnosis import object_at_fault
-from replicator.routing.idmap import MapSpec, Unmapped
+from replicator.routing.idmap import Unmapped
 from replicator.routing.mapper import Mapper
 from replicator.routing.route import Route
 from replicator.routing.wire import fit
 from replicator.target import idmaps, parts, state
+from snapshot.maps import MAPS
 from snapshot.plan import PageRange
-from snapshot.session import begin_reading, session
+from snapshot.session import Run, begin_reading, session
 
 _LOCK_TIMEOUT = "2s"
 
 
 @dataclass(frozen=True, slots=True)
-class CopyTask:
-    """One part of a table. Plain data: it travels to another process."""
+class Part:
+    """A table, or one range of its pages."""
 
-    run: str  # see session.interrupt
-    source_dsn: str = field(repr=False)
-    target_dsn: str = field(repr=False)
-    slot: str
-    snapshot_name: str
     route: Route  # as `portable` made it
-    part: int  # its number among the parts of the table
+    number: int  # among the parts of the table
     pages: PageRange | None  # None: the whole table
     attempt: int  # of table_state: whoever empties the table raises it
+
+
+@dataclass(frozen=True, slots=True)
+class CopyTask:
+    """One part of a table, or several small tables. Plain data: it travels to another process."""
+
+    run: Run
+    snapshot_name: str
+    parts: tuple[Part, ...]
     replica: bool  # the target's role may turn off triggers and foreign keys
 
 
@@ -70,23 +74,19 @@ def compiled(route: Route) -> Route:
     )
 
 
-def copy_part(task: CopyTask) -> CopyResult:
-    """Copy what ``task`` names and commit it.
+def copy_parts(task: CopyTask) -> list[CopyResult]:
+    """Copy what ``task`` names and commit it, in one transaction.
 
     Raises:
-        TransientError: a session was lost, or another snapshot has taken the table over.
+        TransientError: a session was lost, or another snapshot has taken a table over.
         RowRejected: the target refuses a row.
         UnmappedId: as the map's policy says.
     """
-    purpose = f"copy {task.slot}"
     try:
-        with (
-            session(task.run, task.source_dsn, "source", purpose) as source,
-            session(task.run, task.target_dsn, "target", purpose) as target,
-        ):
+        with session(task.run, "source", "copy") as source, session(task.run, "target", "copy") as target:
             with translated("source"):
                 begin_reading(source, task.snapshot_name)
-                _enter(source, task.route)
+                _enter(source, [part.route for part in task.parts])
             return _Copy(task, source, target).run()
     except ReplicatorError as exc:
         # The driver's error holds values of rows, and a process sends its traceback home as text.
@@ -94,71 +94,87 @@ def copy_part(task: CopyTask) -> CopyResult:
         raise
 
 
-def _enter(source: Connection, route: Route) -> None:
-    """Take the lock of a reader, without waiting for long: whoever is in front of us waits for the snapshot's own lock.
+def _enter(source: Connection, routes: Sequence[Route]) -> None:
+    """Take a reader's locks, without waiting for long: whoever is in front of us waits for the snapshot's own lock.
 
     That would be for ever. Given up and begun again, the snapshot lets the ALTER TABLE pass in between.
     """
-    source.execute(sql.SQL("SET LOCAL lock_timeout = {}").format(sql.Literal(_LOCK_TIMEOUT)))
+    tables = sql.SQL(", ").join(_from(route) for route in routes)
     try:
-        only = sql.SQL("" if route.source.kind == "p" else "ONLY ")
-        name = table_identifier(route.source.name)
-        source.execute(sql.SQL("LOCK TABLE {}{} IN ACCESS SHARE MODE").format(only, name))
+        source.execute(
+            sql.SQL(
+                "SET LOCAL lock_timeout = {}; LOCK TABLE {} IN ACCESS SHARE MODE; SET LOCAL lock_timeout = 0"
+            ).format(sql.Literal(_LOCK_TIMEOUT), tables)
+        )
     except errors.LockNotAvailable as exc:
+        names = show_tables(route.source.name for route in routes)
         raise TransientError(
-            f"source: table {route.source} is about to be altered: its copy begins anew behind that"
+            f"source: a table is about to be altered ({names}): the copy begins anew behind that"
         ) from exc
-    source.execute("SET LOCAL lock_timeout = 0")
 
 
 class _Copy:
-    """One part on its two sessions. Nothing is cleaned up on errors: closing the sessions does that."""
+    """One task on its two sessions. Nothing is cleaned up on errors: closing the sessions does that."""
 
     def __init__(self, task: CopyTask, source: Connection, target: Connection) -> None:
         self._task = task
-        self._route = compiled(task.route)
         self._source = source
         self._target = target
 
-    def run(self) -> CopyResult:
-        task, route = self._task, self._route
-        mapper = self._mapper()
-        try:
-            self._target.execute("BEGIN")
-            if task.replica:
-                self._target.execute("SET LOCAL session_replication_role = replica")
-            if state.hold_attempt(self._target, task.slot, route.name) != task.attempt:
-                raise TransientError(f"table {route} was taken over by another snapshot")
-            done = parts.start_part(self._target, task.slot, route.name, task.attempt, task.part)
+    def run(self) -> list[CopyResult]:
+        task, slot = self._task, self._task.run.slot
+        keys = [(part.route.name, part.attempt, part.number) for part in task.parts]
+        with translated("target"):
+            self._target.execute("BEGIN; SET LOCAL session_replication_role = replica" if task.replica else "BEGIN")
+            self._hold_attempts()
+            done = parts.start_parts(self._target, slot, keys)
             if done is not None:
                 self._target.execute("ROLLBACK")
-                return CopyResult(route.name, *done, {})
-            rows, size = self._fill(mapper)
-            new = _record(self._target, mapper.take_unmapped()) if mapper else {}
-            parts.finish_part(self._target, task.slot, route.name, task.attempt, task.part, rows, size)
+                return [CopyResult(name, *each, {}) for (name, *_), each in zip(keys, done, strict=True)]
+        results = [self._copy(part) for part in task.parts]
+        with translated("target"):
+            parts.finish_parts(self._target, slot, keys, [(result.rows, result.size) for result in results])
+        try:
             failpoint("before_part", self._target)
             self._target.execute("COMMIT")
             failpoint("after_part", self._target)
         except psycopg.Error as exc:
+            # Constraints that were deferred.
+            raise refusal(self._table_of(exc), exc) or translate(exc, "target") from exc
+        return results
+
+    def _table_of(self, exc: psycopg.Error) -> Route:
+        """Whose constraint an error tells of, as far as it does."""
+        routes = [part.route for part in self._task.parts]
+        named = (exc.diag.schema_name, exc.diag.table_name)
+        return next((route for route in routes if route.name == named), routes[0])
+
+    def _hold_attempts(self) -> None:
+        found = state.hold_attempts(self._target, self._task.run.slot, [part.route.name for part in self._task.parts])
+        for part in self._task.parts:
+            if found.get(part.route.name) != part.attempt:
+                raise TransientError(f"table {part.route} was taken over by another snapshot")
+
+    def _copy(self, part: Part) -> CopyResult:
+        route = compiled(part.route)
+        mapper = self._mapper(route)
+        try:
+            rows, size = self._fill(route, part.pages, mapper)
+            new = _record(self._target, mapper.take_unmapped()) if mapper else {}
+        except psycopg.Error as exc:
             raise refusal(route, exc) or translate(exc, "target") from exc
         return CopyResult(route.name, rows, size, new)
 
-    def _mapper(self) -> Mapper | None:
-        route = self._route
+    def _mapper(self, route: Route) -> Mapper | None:
         if route.is_verbatim:
             return None
-        with translated("target"):
-            maps = idmaps.load_maps(self._target, [spec.name for spec in route.maps if not spec.is_lookup])
-        for spec in route.maps:
-            if spec.is_lookup:
-                for source_id, target_id in read_lookup(self._source, spec).items():
-                    maps.change(spec.name, source_id, target_id)
+        maps = MAPS.get(self._task.run, route.maps, self._source, self._target)
         return Mapper(route, route.source_columns, maps)
 
-    def _fill(self, mapper: Mapper | None) -> tuple[int, int]:
-        sink = CopyIn(self._target, _copy_in(self._route))
+    def _fill(self, route: Route, pages: PageRange | None, mapper: Mapper | None) -> tuple[int, int]:
+        sink = CopyIn(self._target, _copy_in(route))
         try:
-            sent = _pump(_read(self._source, _copy_out(self._route, self._task.pages)), sink, mapper)
+            sent = _pump(_read(self._source, _copy_out(route, pages)), sink, mapper)
         except UnmappedId:
             assert mapper is not None
             # Nothing of the table stays, but whom to look for does.
@@ -169,7 +185,7 @@ class _Copy:
         taken = sink.finish()
         if taken != sent:
             raise RowRejected(
-                f"{self._route}: {sent} rows were sent and {taken} came in: a trigger of the target leaves rows out",
+                f"{route}: {sent} rows were sent and {taken} came in: a trigger of the target leaves rows out",
                 hint="disable the trigger while the replicator runs",
             )
         return taken, sink.bytes_written
@@ -184,9 +200,9 @@ def _pump(rows: Iterable[bytes], sink: CopyIn, mapper: Mapper | None) -> int:
             write(row)
             count += 1
     else:
-        to_target = mapper.row
+        to_target = mapper.copy_row
         for row in rows:
-            write(join(to_target(split(row))))
+            write(to_target(row))
             count += 1
     return count
 
@@ -199,36 +215,23 @@ def _read(conn: Connection, statement: sql.Composable) -> Iterator[bytes]:
 
 def _copy_out(route: Route, pages: PageRange | None) -> sql.Composed:
     columns = sql.SQL(", ").join(sql.Identifier(name) for name in route.source_columns)
-    # ONLY: children by inheritance are tables of their own; a partitioned table has no rows but its partitions'.
-    only = sql.SQL("" if route.source.kind == "p" else "ONLY ")
     where = sql.Composed([])
     if pages is not None:
         where += sql.SQL(" WHERE ctid >= {}::pg_catalog.tid").format(sql.Literal(f"({pages.first},0)"))
         if pages.end is not None:
             where += sql.SQL(" AND ctid < {}::pg_catalog.tid").format(sql.Literal(f"({pages.end},0)"))
-    return sql.SQL("COPY (SELECT {} FROM {}{}{}) TO STDOUT (FORMAT binary)").format(
-        columns, only, table_identifier(route.source.name), where
-    )
+    return sql.SQL("COPY (SELECT {} FROM {}{}) TO STDOUT (FORMAT binary)").format(columns, _from(route), where)
+
+
+def _from(route: Route) -> sql.Composed:
+    """ONLY: children by inheritance are tables of their own; a partitioned table has no rows but its partitions'."""
+    only = sql.SQL("" if route.source.kind == "p" else "ONLY ")
+    return only + table_identifier(route.source.name)
 
 
 def _copy_in(route: Route) -> sql.Composed:
     columns = sql.SQL(", ").join(sql.Identifier(name) for name in route.target_columns)
     return sql.SQL("COPY {} ({}) FROM STDIN (FORMAT binary)").format(table_identifier(route.name), columns)
-
-
-def read_lookup(conn: Connection, spec: MapSpec) -> dict[str, str]:
-    """The entries of a lookup map as ``conn`` sees its table."""
-    assert spec.table is not None
-    statement = sql.SQL("SELECT {key}::text, {value}::text FROM {} WHERE {key} IS NOT NULL AND {value} IS NOT NULL")
-    with translated("source"):
-        return dict(
-            query(
-                conn,
-                statement.format(
-                    table_identifier(spec.table), key=sql.Identifier(spec.key), value=sql.Identifier(spec.value)
-                ),
-            )
-        )
 
 
 def _record(conn: Connection, unmapped: set[Unmapped]) -> dict[str, int]:

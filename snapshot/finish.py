@@ -1,40 +1,37 @@
-"""What a table needs once its rows are in: its indexes, and statistics for the planner."""
+"""What tables need once their rows are in: their indexes, and statistics for the planner."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Collection
+from dataclasses import dataclass
 
 from replicator.errors import ReplicatorError
-from replicator.model.schema import TableName
+from replicator.model.schema import Table, TableName
 from replicator.target import indexes
 from replicator.target.indexes import DeferredIndex
-from snapshot.session import session
+from snapshot.session import Run, session
 
 
 @dataclass(frozen=True, slots=True)
 class BuildTask:
     """Indexes to rebuild one after another."""
 
-    run: str
-    target_dsn: str = field(repr=False)
-    slot: str
+    run: Run
     indexes: tuple[DeferredIndex, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class AnalyzeTask:
-    """A table to analyze."""
+    """Tables to analyze."""
 
-    run: str
-    target_dsn: str = field(repr=False)
-    slot: str
-    table: TableName
+    run: Run
+    tables: tuple[TableName, ...]
 
 
 def build_indexes(task: BuildTask) -> None:
     """Rebuild them, each in a transaction of its own."""
     try:
-        with session(task.run, task.target_dsn, "target", f"index {task.slot}") as conn:
+        with session(task.run, "target", "index") as conn:
             for index in task.indexes:
                 indexes.rebuild(conn, index)
     except ReplicatorError as exc:
@@ -43,16 +40,17 @@ def build_indexes(task: BuildTask) -> None:
         raise
 
 
-def analyze_table(task: AnalyzeTask) -> None:
+def analyze_tables(task: AnalyzeTask) -> None:
     """Gather statistics."""
-    with session(task.run, task.target_dsn, "target", f"analyze {task.slot}") as conn:
-        indexes.analyze(conn, task.table)
+    with session(task.run, "target", "analyze") as conn:
+        indexes.analyze(conn, task.tables)
 
 
-def build_tasks(run: str, target_dsn: str, slot: str, kind: str, missing: list[DeferredIndex]) -> list[BuildTask]:
-    """One task per index, to be built side by side; all in one for a partitioned table.
+def build_tasks(run: Run, tables: Collection[Table], missing: list[DeferredIndex]) -> list[BuildTask]:
+    """One task per index, to be built side by side; all in one where a table is partitioned.
 
     There, two sessions could make up the same name for a partition's index.
     """
-    groups = [tuple(missing)] if kind == "p" else [(index,) for index in missing]
-    return [BuildTask(run, target_dsn, slot, group) for group in groups if group]
+    whole = any(table.kind == "p" for table in tables)
+    groups = [tuple(missing)] if whole else [(index,) for index in missing]
+    return [BuildTask(run, group) for group in groups if group]

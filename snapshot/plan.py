@@ -9,6 +9,13 @@ from replicator.errors import ConfigError
 from replicator.model.schema import TableName, show_table
 from replicator.routing.route import Route
 
+# A smaller table takes one worker a second; whether it is its share does not matter.
+_SPLIT_BYTES = 16 << 20
+
+# Small tables are copied together, up to these limits.
+_GROUP_BYTES = 2 << 20
+_GROUP_TABLES = 32
+
 # A guess for tables that were never analyzed; it decides about indexes and progress bars only.
 _BYTES_PER_ROW = 128
 
@@ -43,10 +50,14 @@ def plan_copies(
 
     Args:
         pages: heap pages by the source table's OID.
-        split_above: bytes.
+        split_above: bytes. A table that is more than a worker's share of them all is split too: the others would be
+            done, and wait for the one that copies it.
         replica: no foreign key is checked while copying.
     """
-    return {route.name: _plan(route, pages.get(route.source.oid, 0), split_above, workers, replica) for route in routes}
+    chosen = list(routes)
+    share = sum(route.source.bytes_estimate for route in chosen) // workers
+    above = min(split_above, max(share, _SPLIT_BYTES))
+    return {route.name: _plan(route, pages.get(route.source.oid, 0), above, workers, replica) for route in chosen}
 
 
 def _plan(route: Route, pages: int, split_above: int, workers: int, replica: bool) -> TableCopy:
@@ -58,6 +69,29 @@ def _plan(route: Route, pages: int, split_above: int, workers: int, replica: boo
         parts = split_pages(pages, max(workers, -(-source.bytes_estimate // split_above)))
     rows = source.rows_estimate or source.bytes_estimate // _BYTES_PER_ROW
     return TableCopy(route, parts, rows, source.bytes_estimate)
+
+
+def grouped(copies: Iterable[TableCopy], *, small_rows: int) -> list[tuple[TableCopy, ...]]:
+    """What is copied in one transaction each, largest first: small tables together, any other by itself.
+
+    Sessions, round trips and commits take longer than the rows of a table that fits on a few pages.
+
+    Args:
+        small_rows: a table with as many is no small one.
+    """
+    groups: list[list[TableCopy]] = []
+    small: list[TableCopy] = []
+    size = 0
+    for copy in sorted(copies, key=lambda copy: -copy.bytes_estimate):
+        if len(copy.parts) > 1 or copy.rows_estimate >= small_rows or copy.bytes_estimate > _GROUP_BYTES // 2:
+            groups.append([copy])
+            continue
+        if not small or len(small) == _GROUP_TABLES or size + copy.bytes_estimate > _GROUP_BYTES:
+            small, size = [], 0
+            groups.append(small)
+        small.append(copy)
+        size += copy.bytes_estimate
+    return [tuple(group) for group in sorted(groups, key=lambda group: -sum(copy.bytes_estimate for copy in group))]
 
 
 def split_pages(pages: int, count: int) -> tuple[PageRange, ...]:

@@ -13,14 +13,16 @@ from multiprocessing.connection import Connection as PipeEnd
 from multiprocessing.context import SpawnContext, SpawnProcess
 from multiprocessing.popen_spawn_posix import Popen
 from multiprocessing.process import BaseProcess
+from multiprocessing.util import Finalize
 from types import ModuleType, TracebackType
 from typing import Any, Self, TypeVar
 
 from replicator import failpoints
-from snapshot.session import forget, interrupt
+from snapshot.maps import MAPS
+from snapshot.session import forget, forget_all, interrupt
 
 # Starting processes takes longer than copying this much in threads.
-SMALL_BYTES = 32 << 20
+SMALL_BYTES = 256 << 20
 # How long to wait for interrupted tasks of an executor that is not ours to shut down.
 _LENT_TIMEOUT_S = 5.0
 
@@ -48,6 +50,11 @@ class Pool:
             context = _LeanContext()
             theirs, self._lifeline = context.Pipe(duplex=False)
             self._executor = ProcessPoolExecutor(workers, context, initializer=_follow, initargs=(theirs,))
+
+    @property
+    def ends_with_us(self) -> bool:
+        """Whether its workers end with this run, so that they may keep what they opened."""
+        return not self._lent
 
     def submit(self, function: Callable[[Task], Result], task: Task) -> Future[Result]:
         """Run ``function(task)``; both must be picklable."""
@@ -79,6 +86,7 @@ class Pool:
         if self._lifeline is not None:
             self._lifeline.close()
         forget(self.run)
+        MAPS.forget()
 
 
 def _follow(lifeline: PipeEnd) -> None:
@@ -86,6 +94,7 @@ def _follow(lifeline: PipeEnd) -> None:
     # Ctrl-C is for the owner, who ends us in order.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     failpoints.arm()
+    Finalize(None, forget_all, exitpriority=1)
 
     def watch() -> None:
         lifeline.poll(None)

@@ -40,8 +40,8 @@ from replicator.target.anew import start_over
 from replicator.target.role import may_be_replica
 from snapshot.anew import SlotWatch, find_break, require_position
 from snapshot.clear import empty, refuse_outsiders, refuse_rows, truncate
-from snapshot.copy import read_lookup
 from snapshot.export import ExportedSnapshot, cancelled_by, export_snapshot
+from snapshot.maps import read_lookup
 from snapshot.plan import choose, plan_copies
 from snapshot.pool import Pool
 from snapshot.progress import Progress, Tracker
@@ -245,8 +245,7 @@ class _Job:
             self._copy_anew(todo, states, late)
 
     def _complete(self) -> bool:
-        states = state.load_table_states(self.writer, self.slot)
-        if any(states[route.name].state != "copied" for route in self.routes):
+        if not state.are_copied(self.writer, self.slot, [route.name for route in self.routes]):
             return False
         # Those of tables that are no longer in the settings, if any; another lane builds its own.
         indexes.rebuild_missing(self.writer, slot=self.slot)
@@ -337,7 +336,7 @@ class _Job:
         """What an interrupted run left to do for tables whose rows are in."""
         for table in tables:
             metrics.set_table_state(str(table), "copied")
-        bare = [table for table in tables if indexes.pending(self.writer, table.name)]
+        bare = [table for table in tables if indexes.pending(self.writer, [table.name])]
         bare += [table for table in indexes.never_analyzed(self.writer, tables) if table not in bare]
         if bare:
             with Pool(self.settings.snapshot.workers, 0, self.executor) as pool:

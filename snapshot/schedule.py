@@ -1,4 +1,4 @@
-"""The order of the work: tables as soon as what they reference is in, largest first; then indexes and statistics."""
+"""The order of the work: largest tables first, or as soon as what they reference is in; then indexes and statistics."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, CancelledError, Future, wait
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from graphlib import TopologicalSorter
 from typing import Any, TypeVar
 
@@ -14,23 +14,26 @@ from replicator.config import Settings
 from replicator.errors import TransientError
 from replicator.failpoints import failpoint
 from replicator.logs import get_logger
-from replicator.model.schema import Table, TableName
+from replicator.model.schema import Table, TableName, show_table
 from replicator.postgres.connection import Connection, translated
 from replicator.routing.order import dependencies
 from replicator.routing.record import record_of
 from replicator.target import indexes, state
-from snapshot.copy import CopyResult, CopyTask, copy_part, portable
+from snapshot.copy import CopyResult, CopyTask, Part, copy_parts, portable
 from snapshot.export import ExportedSnapshot
-from snapshot.finish import AnalyzeTask, analyze_table, build_indexes, build_tasks
-from snapshot.plan import TableCopy
+from snapshot.finish import AnalyzeTask, analyze_tables, build_indexes, build_tasks
+from snapshot.plan import TableCopy, grouped
 from snapshot.pool import Pool
-from snapshot.progress import Tracker
+from snapshot.progress import State, Tracker
+from snapshot.session import Run
 
 _log = get_logger(__name__)
 
 _TICK_S = 0.5
 # Below, maintaining the indexes row by row costs less than dropping and rebuilding them.
 _DEFER_ROWS = 10_000
+# Tasks begun or handed out, per worker: none has to wait for us.
+_AHEAD = 2
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
@@ -41,14 +44,17 @@ class Stopped(TransientError):
 
 
 @dataclass
-class _Tally:
-    """What of a table is still out."""
+class _Group:
+    """Tables that go the whole way together, and what of it is still out."""
 
-    parts: int = 0
-    builds: int = 0
-    rows: int = 0
-    size: int = 0
-    started: float = 0.0
+    tables: tuple[Table, ...]
+    tasks: int = 0  # of the stage at hand: to copy, or to build indexes
+    copied: dict[TableName, tuple[int, int]] = field(default_factory=dict)  # rows and bytes
+    started: float = field(default_factory=time.monotonic)
+
+    def add(self, result: CopyResult) -> None:
+        rows, size = self.copied.get(result.table, (0, 0))
+        self.copied[result.table] = (rows + result.rows, size + result.size)
 
 
 class Schedule:
@@ -61,13 +67,13 @@ class Schedule:
         """``replica``: the target's role may turn off triggers and foreign keys."""
         self._settings = settings
         self._slot = settings.source.slot
+        self._run = Run(pool.run, settings.source.dsn, settings.target.dsn, self._slot, pool.ends_with_us)
         self._writer = writer
         self._pool = pool
         self._tracker = tracker
         self._stop = stop
         self._replica = replica
         self._running: dict[Future[Any], Callable[[], None]] = {}
-        self._tallies: dict[TableName, _Tally] = {}
         self._advanced = False  # whether a table, or an index, is done: the next attempt need not do it again
 
     def copy(
@@ -87,26 +93,30 @@ class Schedule:
             Stopped: the stop event was set.
             ReplicatorError: the first error of a task; the others were interrupted.
         """
-        sorter = TopologicalSorter(dependencies([copy.route.target for copy in copies.values()]))
+        tables = [copy.route.target for copy in copies.values()]
+        # Where no foreign key is checked any order will do, and the largest table must not wait for others.
+        graph = dependencies(() if self._replica else tables)
+        sorter = TopologicalSorter({name: graph.get(name, ()) for name in copies})
         sorter.prepare()
-
-        def start_ready() -> None:
-            ready = [copies[name] for name in sorter.get_ready()]
-            for each in sorted(ready, key=lambda copy: -copy.bytes_estimate):
-                self._start(each, snapshot, published[each.route.source.name], lambda name: sorter.done(name))
+        waiting: list[tuple[TableCopy, ...]] = []
 
         def next_step() -> None:
-            start_ready()
+            ready = [copies[name] for name in sorter.get_ready()]
+            if ready:
+                waiting.extend(grouped(ready, small_rows=_DEFER_ROWS))
+                waiting.sort(key=lambda group: -sum(copy.bytes_estimate for copy in group))
+            # Not all at once: what has not begun keeps its indexes, and an interruption does not concern it.
+            while waiting and len(self._running) < _AHEAD * self._settings.snapshot.workers:
+                self._start(waiting.pop(0), snapshot, published, sorter.done)
             watch()
 
-        start_ready()
+        next_step()
         self._drain(next_step)
 
     def finish(self, tables: Sequence[Table]) -> None:
         """Build the missing indexes of tables that are already copied, and analyze them."""
         for table in tables:
-            self._tallies[table.name] = _Tally(started=time.monotonic())
-            self._index(table)
+            self._index(_Group((table,)))
         self._drain(lambda: None)
 
     def _drain(self, next_step: Callable[[], None]) -> None:
@@ -132,79 +142,89 @@ class Schedule:
             self._tracker.publish()
 
     def _start(
-        self, copy: TableCopy, snapshot: ExportedSnapshot, published: int, done: Callable[[TableName], None]
+        self,
+        copies: Sequence[TableCopy],
+        snapshot: ExportedSnapshot,
+        published: Mapping[TableName, int],
+        done: Callable[..., None],
     ) -> None:
-        route = copy.route
-        self._tallies[copy.name] = tally = _Tally(parts=len(copy.parts), started=time.monotonic())
+        group = _Group(tuple(copy.route.target for copy in copies))
+        attempts = self._enter_tables(copies, snapshot, published)
+        self._note(group, "copying")
+
+        def part_done(results: Sequence[CopyResult]) -> None:
+            for result in results:
+                group.add(result)
+                self._tracker.add(result)
+            group.tasks -= 1
+            if group.tasks == 0:
+                self._finish_tables(group)
+                done(*group.copied)
+                self._index(group)
+
+        parts = [
+            Part(portable(copy.route), number, pages, attempts[copy.name])
+            for copy in copies
+            for number, pages in enumerate(copy.parts)
+        ]
+        # Several tables are small ones, of one part each.
+        tasks = [tuple(parts)] if len(copies) > 1 else [(part,) for part in parts]
+        group.tasks = len(tasks)
+        for each in tasks:
+            self._submit(copy_parts, CopyTask(self._run, snapshot.name, each, self._replica), part_done)
+
+    def _enter_tables(
+        self, copies: Sequence[TableCopy], snapshot: ExportedSnapshot, published: Mapping[TableName, int]
+    ) -> dict[TableName, int]:
+        """Record that they are being copied, and drop the indexes that are better built later; the attempts."""
+        specs = self._settings.map_specs
+        entries = [(c.name, record_of(c.route, specs), published[c.route.source.name]) for c in copies]
         with self._writer.transaction():
-            attempt = state.start_table(
-                self._writer, self._slot, copy.name, snapshot.lsn, record_of(route, self._settings.map_specs), published
-            )
-            if self._settings.snapshot.defer_indexes and copy.rows_estimate >= _DEFER_ROWS:
-                failpoint("before_index_drop", self._writer)
-                _, kept = indexes.defer(self._writer, copy.name, self._slot)
-                if kept:
-                    _log.warning("indexes stay while rows are copied: this role may not create them again",
-                                 table=str(route), indexes=kept)  # fmt: skip
+            attempts = state.start_tables(self._writer, self._slot, snapshot.lsn, entries)
+            for copy in copies:
+                if self._settings.snapshot.defer_indexes and copy.rows_estimate >= _DEFER_ROWS:
+                    failpoint("before_index_drop", self._writer)
+                    _, kept = indexes.defer(self._writer, copy.name, self._slot)
+                    if kept:
+                        _log.warning("indexes stay while rows are copied: this role may not create them again",
+                                     table=str(copy.route), indexes=kept)  # fmt: skip
         failpoint("after_table_entered", self._writer)
-        self._tracker.enter(copy.name, "copying")
+        return attempts
 
-        def part_done(result: CopyResult) -> None:
-            tally.parts -= 1
-            tally.rows += result.rows
-            tally.size += result.size
-            self._tracker.add(result)
-            if tally.parts == 0:
-                failpoint("before_table_copied", self._writer)
-                state.finish_table(self._writer, self._slot, copy.name, tally.rows, tally.size)
-                self._advanced = True
-                failpoint("after_table_copied", self._writer)
-                _log.info("table copied", table=str(route), rows=tally.rows, bytes=tally.size,
-                          seconds=round(time.monotonic() - tally.started, 1))  # fmt: skip
-                done(copy.name)
-                self._index(route.target)
+    def _finish_tables(self, group: _Group) -> None:
+        failpoint("before_table_copied", self._writer)
+        state.finish_tables(self._writer, self._slot, group.copied)
+        self._advanced = True
+        failpoint("after_table_copied", self._writer)
+        seconds = round(time.monotonic() - group.started, 1)
+        for name, (rows, size) in group.copied.items():
+            _log.info("table copied", table=show_table(name), rows=rows, bytes=size, seconds=seconds)
 
-        plain = portable(route)
-        for part, pages in enumerate(copy.parts):
-            task = CopyTask(
-                run=self._pool.run,
-                source_dsn=self._settings.source.dsn,
-                target_dsn=self._settings.target.dsn,
-                slot=self._slot,
-                snapshot_name=snapshot.name,
-                route=plain,
-                part=part,
-                pages=pages,
-                attempt=attempt,
-                replica=self._replica,
-            )
-            self._submit(copy_part, task, part_done)
-
-    def _index(self, table: Table) -> None:
+    def _index(self, group: _Group) -> None:
         """Rebuild what is missing, whoever dropped it: an earlier run may have."""
-        self._tracker.enter(table.name, "indexing")
-        tally = self._tallies[table.name]
-        missing = indexes.pending(self._writer, table.name)
-        tasks = build_tasks(self._pool.run, self._settings.target.dsn, self._slot, table.kind, missing)
-        tally.builds = len(tasks)
+        self._note(group, "indexing")
+        missing = indexes.pending(self._writer, [table.name for table in group.tables])
+        tasks = build_tasks(self._run, group.tables, missing)
+        group.tasks = len(tasks)
 
         def built(_: None) -> None:
             self._advanced = True
-            tally.builds -= 1
-            if tally.builds == 0:
-                self._analyze(table)
+            group.tasks -= 1
+            if group.tasks == 0:
+                self._analyze(group)
 
         for task in tasks:
             self._submit(build_indexes, task, built)
         if not tasks:
-            self._analyze(table)
+            self._analyze(group)
 
-    def _analyze(self, table: Table) -> None:
-        def analyzed(_: None) -> None:
-            self._tracker.enter(table.name, "copied")
+    def _analyze(self, group: _Group) -> None:
+        task = AnalyzeTask(self._run, tuple(table.name for table in group.tables))
+        self._submit(analyze_tables, task, lambda _: self._note(group, "copied"))
 
-        task = AnalyzeTask(self._pool.run, self._settings.target.dsn, self._slot, table.name)
-        self._submit(analyze_table, task, analyzed)
+    def _note(self, group: _Group, state: State) -> None:
+        for table in group.tables:
+            self._tracker.enter(table.name, state)
 
     def _submit(self, function: Callable[[Task], Result], task: Task, then: Callable[[Result], None]) -> None:
         try:

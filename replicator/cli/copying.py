@@ -22,7 +22,7 @@ from replicator.routing.route import Route
 from replicator.survey import survey
 from replicator.target import state
 from snapshot.anew import find_break
-from snapshot.clear import has_rows
+from snapshot.clear import tables_with_rows
 from snapshot.plan import choose
 from snapshot.progress import Progress
 from snapshot.run import recopy, run_snapshot
@@ -104,11 +104,12 @@ def preview(settings: Settings, selection: Selection) -> Preview:
             again = selection.only is not None and phase not in ("new", "copying")
             to_copy = [route.name for route in chosen if again or route.name not in copied]
             ours = [route.name for route in routes if route.name in states and states[route.name].attempt]
+            others = [name for name in to_copy if name not in ours]
             return Preview(
                 phase=phase,
                 to_copy=tuple(to_copy),
                 done=tuple(route.name for route in chosen if route.name not in to_copy),
-                occupied=tuple(name for name in to_copy if name not in ours and has_rows(target, name)),
+                occupied=tuple(tables_with_rows(target, others)),
                 broken=broken.message if broken is not None else "",
                 emptied=tuple(ours) if broken is not None else (),
             )

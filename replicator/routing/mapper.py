@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from operator import itemgetter
+from struct import Struct
 
 from replicator.errors import UnmappedId
 from replicator.model.row import NULL, Field, Row
 from replicator.routing.idmap import IdMaps, OnUnmapped, Unmapped, to_text
 from replicator.routing.route import Route, RouteColumn
+
+_LENGTH = Struct(">i").unpack_from  # of a field; -1: NULL
 
 
 class Mapper:
@@ -46,6 +49,28 @@ class Mapper:
         for index, step in self._steps:
             fields[index] = step(fields[index])
         return tuple(fields)
+
+    def copy_row(self, data: bytes) -> bytes:
+        """`row` for a COPY row whose fields are those of ``route.source_columns``.
+
+        Only the mapped fields are cut out: to split a row of six columns and join it again takes three times as long.
+        """
+        pieces = []
+        taken = column = 0
+        at = 2
+        for index, step in self._steps:
+            while column < index:
+                (length,) = _LENGTH(data, at)
+                at += 4 + length if length > 0 else 4
+                column += 1
+            (length,) = _LENGTH(data, at)
+            end = at + 4 + length if length > 0 else at + 4
+            pieces.append(data[taken:at])
+            pieces.append(step(data[at:end]))
+            taken = at = end
+            column += 1
+        pieces.append(data[taken:])
+        return b"".join(pieces)
 
     def old_key(self, values: Row) -> Row:
         """The target key of a source tuple that may hold nothing but the key."""

@@ -6,7 +6,7 @@ the transaction that creates it again: whatever happens in between, no index is 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import LiteralString, cast
 
@@ -116,8 +116,10 @@ def _save(conn: Connection, indexes: Iterable[DeferredIndex], slot: str | None) 
     )
 
 
-def pending(conn: Connection, table: TableName | None = None, *, slot: str | None = None) -> list[DeferredIndex]:
-    """Indexes that are dropped and not yet rebuilt: all, or those of one table and its partitions.
+def pending(
+    conn: Connection, tables: Collection[TableName] | None = None, *, slot: str | None = None
+) -> list[DeferredIndex]:
+    """Indexes that are dropped and not yet rebuilt: all, or those of some tables and their partitions.
 
     With ``slot`` not those that another slot's copy has dropped.
 
@@ -131,12 +133,14 @@ def pending(conn: Connection, table: TableName | None = None, *, slot: str | Non
         LEFT JOIN pg_catalog.pg_class t
                ON t.oid = pg_catalog.to_regclass(pg_catalog.format('%%I.%%I', d.table_schema, d.table_name))
         WHERE d.state = 'dropped' AND (%s::text IS NULL OR coalesce(d.slot, %s) = %s)
-          AND (%s::text IS NULL OR t.oid = pg_catalog.to_regclass(%s)
-               OR t.oid IN (SELECT relid FROM pg_catalog.pg_partition_tree(pg_catalog.to_regclass(%s))))
+          AND (%s::text[] IS NULL OR t.oid IN (
+                   SELECT coalesce(p.relid, r.oid)
+                   FROM (SELECT pg_catalog.to_regclass(w) AS oid FROM unnest(%s::text[]) AS w) r
+                   LEFT JOIN LATERAL pg_catalog.pg_partition_tree(r.oid) p ON true))
         ORDER BY coalesce(t.relispartition, false) DESC, t.relkind = 'p', 1, 2
         """,
         *[slot] * 3,
-        *[None if table is None else table_identifier(table).as_string(conn)] * 3,
+        *[None if tables is None else [table_identifier(table).as_string(conn) for table in tables]] * 2,
     )
     return [DeferredIndex(schema, name, (on_schema, on), text) for schema, name, on_schema, on, text in rows]
 
@@ -173,20 +177,23 @@ def rebuild(conn: Connection, index: DeferredIndex) -> None:
 
 
 def rebuild_missing(
-    conn: Connection, tables: Sequence[TableName] | None = None, *, slot: str | None = None
+    conn: Connection, tables: Collection[TableName] | None = None, *, slot: str | None = None
 ) -> list[DeferredIndex]:
     """Rebuild every index that is still missing, one after another; those that were. ``slot``: as of `pending`."""
-    wanted = [None] if tables is None else list(tables)
-    missing = [index for table in wanted for index in pending(conn, table, slot=slot)]
+    missing = pending(conn, tables, slot=slot)
     for index in missing:
         rebuild(conn, index)
     return missing
 
 
-def analyze(conn: Connection, table: TableName) -> None:
-    """Give the planner statistics of freshly copied rows; a table of another role's is skipped with a warning."""
-    with translated("target"):
-        conn.execute(sql.SQL("ANALYZE {}").format(table_identifier(table)))
+def analyze(conn: Connection, tables: Iterable[TableName]) -> None:
+    """Give the planner statistics of freshly copied rows; a table of another role's is skipped with a warning.
+
+    In one transaction: a commit for each small table would take longer than reading it.
+    """
+    names = sql.SQL(", ").join(table_identifier(table) for table in tables)
+    with translated("target"), conn.transaction():
+        conn.execute(sql.SQL("ANALYZE {}").format(names))
 
 
 def never_analyzed(conn: Connection, tables: Iterable[Table]) -> list[Table]:

@@ -5,42 +5,63 @@ Where workers can be lost, a task may be given out twice: the second one finds t
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from replicator.model.schema import TableName
 from replicator.postgres.connection import Connection, query
 
+PartKey = tuple[TableName, int, int]  # target table, attempt, number of the part
 
-def start_part(conn: Connection, slot: str, name: TableName, attempt: int, part: int) -> tuple[int, int] | None:
-    """Enter one part of a table's copy, to be committed with its rows; rows and bytes, if it is in already.
 
-    Waits while somebody else copies the same part.
+def start_parts(conn: Connection, slot: str, keys: Sequence[PartKey]) -> list[tuple[int, int]] | None:
+    """Enter parts that one transaction copies, to be committed with their rows.
+
+    Waits while somebody else copies the same ones.
+
+    Returns:
+        None; or, if they are in already, the rows and bytes of each.
     """
     cursor = conn.execute(
-        "INSERT INTO replicator.copied_part (slot, table_schema, table_name, attempt, part)"
-        " VALUES (%s, %s, %s, %s, %s) ON CONFLICT DO NOTHING",
-        (slot, *name, attempt, part),
+        """
+        INSERT INTO replicator.copied_part (slot, table_schema, table_name, attempt, part)
+        SELECT %s, * FROM unnest(%s::text[], %s::text[], %s::integer[], %s::integer[]) ON CONFLICT DO NOTHING
+        """,
+        (slot, *_columns(keys)),
     )
-    if cursor.rowcount == 1:
+    if cursor.rowcount == len(keys):
         return None
-    [(rows, size)] = query(
+    rows = query(
         conn,
         """
-        SELECT rows, bytes FROM replicator.copied_part
-        WHERE slot = %s AND table_schema = %s AND table_name = %s AND attempt = %s AND part = %s
+        SELECT table_schema, table_name, attempt, part, rows, bytes
+        FROM unnest(%s::text[], %s::text[], %s::integer[], %s::integer[]) AS k (table_schema, table_name, attempt, part)
+        JOIN replicator.copied_part USING (table_schema, table_name, attempt, part) WHERE slot = %s
         """,
+        *_columns(keys),
         slot,
-        *name,
-        attempt,
-        part,
     )
-    return rows, size
+    found = {((schema, name), attempt, part): (count, size) for schema, name, attempt, part, count, size in rows}
+    return [found[key] for key in keys]
 
 
-def finish_part(conn: Connection, slot: str, name: TableName, attempt: int, part: int, rows: int, size: int) -> None:
-    """Note what the part has brought: ``size`` bytes."""
+def finish_parts(conn: Connection, slot: str, keys: Sequence[PartKey], brought: Sequence[tuple[int, int]]) -> None:
+    """Note what each part has brought: rows and bytes."""
     conn.execute(
         """
-        UPDATE replicator.copied_part SET rows = %s, bytes = %s
-        WHERE slot = %s AND table_schema = %s AND table_name = %s AND attempt = %s AND part = %s
+        UPDATE replicator.copied_part p SET rows = k.rows, bytes = k.bytes
+        FROM unnest(%s::text[], %s::text[], %s::integer[], %s::integer[], %s::bigint[], %s::bigint[])
+             AS k (table_schema, table_name, attempt, part, rows, bytes)
+        WHERE p.slot = %s AND p.table_schema = k.table_schema AND p.table_name = k.table_name
+          AND p.attempt = k.attempt AND p.part = k.part
         """,
-        (rows, size, slot, *name, attempt, part),
+        (*_columns(keys), [rows for rows, _ in brought], [size for _, size in brought], slot),
+    )
+
+
+def _columns(keys: Sequence[PartKey]) -> tuple[list[str], list[str], list[int], list[int]]:
+    return (
+        [schema for (schema, _), _, _ in keys],
+        [name for (_, name), _, _ in keys],
+        [attempt for _, attempt, _ in keys],
+        [part for _, _, part in keys],
     )

@@ -6,7 +6,7 @@ The commands talk to the running service only through this schema, so they work 
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from importlib.resources import files
 from typing import LiteralString, cast
@@ -244,6 +244,21 @@ def load_table_states(conn: Connection, slot: str) -> dict[TableName, TableState
     }
 
 
+def are_copied(conn: Connection, slot: str, names: Collection[TableName]) -> bool:
+    """Whether every one of these tables is known and copied."""
+    [(count,)] = query(
+        conn,
+        """
+        SELECT count(*) FROM replicator.table_state JOIN unnest(%s::text[], %s::text[]) AS w (table_schema, table_name)
+                             USING (table_schema, table_name)
+        WHERE slot = %s AND state = 'copied'
+        """,
+        *_columns(names),
+        slot,
+    )
+    return bool(count == len(names))
+
+
 def add_table_states(conn: Connection, slot: str, names: Iterable[TableName]) -> None:
     """Enter tables that are not known yet as ``pending``."""
     conn.cursor().executemany(
@@ -257,46 +272,43 @@ def add_table_states(conn: Connection, slot: str, names: Iterable[TableName]) ->
 
 def reopen_tables(conn: Connection, slot: str, names: Iterable[TableName]) -> None:
     """Enter tables as half-copied before they are emptied: waits for copies that still run, bars later ones."""
-    wanted = sorted(names)
     conn.execute(
         """
         UPDATE replicator.table_state SET state = 'copying', attempt = attempt + 1
         WHERE slot = %s AND (table_schema, table_name) IN (SELECT s, t FROM unnest(%s::text[], %s::text[]) AS w (s, t))
         """,
-        (slot, [schema for schema, _ in wanted], [name for _, name in wanted]),
+        (slot, *_columns(sorted(names))),
     )
 
 
-def start_table(
-    conn: Connection,
-    slot: str,
-    name: TableName,
-    snapshot_lsn: Lsn,
-    record: TableRecord,
-    published: int | None = None,
-) -> int:
-    """Enter a table as being copied from the snapshot taken at ``snapshot_lsn``; the number of this attempt.
+def start_tables(
+    conn: Connection, slot: str, snapshot_lsn: Lsn, tables: Iterable[tuple[TableName, TableRecord, int | None]]
+) -> dict[TableName, int]:
+    """Enter tables as being copied from the snapshot taken at ``snapshot_lsn``; for each the number of this attempt.
 
     Args:
-        record: both tables as they are copied.
-        published: OID of its entry in the publication.
+        tables: each with the record of both its sides as they are copied, and the OID of its entry in the publication.
     """
-    [(attempt,)] = query(
+    names, records, published = zip(*tables, strict=True)
+    rows = query(
         conn,
         """
-        UPDATE replicator.table_state
-        SET state = 'copying', attempt = attempt + 1, snapshot_lsn = %s::pg_lsn, record = %s,
-            published = %s, rows_copied = 0, bytes_copied = 0, started_at = clock_timestamp(), finished_at = NULL
-        WHERE slot = %s AND table_schema = %s AND table_name = %s
-        RETURNING attempt
+        UPDATE replicator.table_state t
+        SET state = 'copying', attempt = attempt + 1, snapshot_lsn = %s::pg_lsn, record = n.record,
+            published = n.published, rows_copied = 0, bytes_copied = 0, started_at = clock_timestamp(),
+            finished_at = NULL
+        FROM unnest(%s::text[], %s::text[], %s::jsonb[], %s::bigint[])
+             AS n (table_schema, table_name, record, published)
+        WHERE t.slot = %s AND t.table_schema = n.table_schema AND t.table_name = n.table_name
+        RETURNING t.table_schema, t.table_name, t.attempt
         """,
         str(snapshot_lsn),
-        Jsonb(record.to_json()),
-        published,
+        *_columns(names),
+        [Jsonb(record.to_json()) for record in records],
+        list(published),
         slot,
-        *name,
     )
-    return int(attempt)
+    return {(schema, name): int(attempt) for schema, name, attempt in rows}
 
 
 def store_record(conn: Connection, slot: str, name: TableName, record: TableRecord) -> None:
@@ -318,30 +330,37 @@ def rename_table(conn: Connection, slot: str, old: TableName, new: TableName) ->
     )
 
 
-def finish_table(conn: Connection, slot: str, name: TableName, rows: int, size: int) -> None:
-    """Enter a table as copied: all its rows are committed, ``size`` bytes of them."""
+def finish_tables(conn: Connection, slot: str, copied: Mapping[TableName, tuple[int, int]]) -> None:
+    """Enter tables as copied: all their rows are committed; of each the number and their bytes."""
     conn.execute(
         """
-        UPDATE replicator.table_state
-        SET state = 'copied', rows_copied = %s, bytes_copied = %s, finished_at = clock_timestamp()
-        WHERE slot = %s AND table_schema = %s AND table_name = %s
+        UPDATE replicator.table_state t
+        SET state = 'copied', rows_copied = n.rows, bytes_copied = n.bytes, finished_at = clock_timestamp()
+        FROM unnest(%s::text[], %s::text[], %s::bigint[], %s::bigint[]) AS n (table_schema, table_name, rows, bytes)
+        WHERE t.slot = %s AND t.table_schema = n.table_schema AND t.table_name = n.table_name
         """,
-        (rows, size, slot, *name),
+        (*_columns(copied), [rows for rows, _ in copied.values()], [size for _, size in copied.values()], slot),
     )
 
 
-def hold_attempt(conn: Connection, slot: str, name: TableName) -> int:
-    """The table's current attempt, which cannot be raised before this transaction ends; 0 if the table is unknown."""
+def hold_attempts(conn: Connection, slot: str, names: Collection[TableName]) -> dict[TableName, int]:
+    """The current attempt of each table that is known, which cannot be raised before this transaction ends."""
     rows = query(
         conn,
         """
-        SELECT attempt FROM replicator.table_state
-        WHERE slot = %s AND table_schema = %s AND table_name = %s FOR SHARE
+        SELECT table_schema, table_name, attempt FROM replicator.table_state
+        WHERE slot = %s AND (table_schema, table_name) IN (SELECT s, t FROM unnest(%s::text[], %s::text[]) AS w (s, t))
+        ORDER BY table_schema, table_name FOR SHARE
         """,
         slot,
-        *name,
+        *_columns(names),
     )
-    return int(rows[0][0]) if rows else 0
+    return {(schema, name): int(attempt) for schema, name, attempt in rows}
+
+
+def _columns(names: Iterable[TableName]) -> tuple[list[str], list[str]]:
+    pairs = list(names)
+    return [schema for schema, _ in pairs], [name for _, name in pairs]
 
 
 def record_differences(conn: Connection, slot: str, differences: Mapping[TableName, int]) -> None:
@@ -363,5 +382,5 @@ def add_rows_applied(conn: Connection, slot: str, rows: Mapping[TableName, int])
         FROM unnest(%s::text[], %s::text[], %s::bigint[]) AS n (table_schema, table_name, rows)
         WHERE t.slot = %s AND t.table_schema = n.table_schema AND t.table_name = n.table_name
         """,
-        ([schema for schema, _ in rows], [name for _, name in rows], list(rows.values()), slot),
+        (*_columns(rows), list(rows.values()), slot),
     )

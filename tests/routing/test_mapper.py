@@ -7,7 +7,7 @@ import uuid
 import pytest
 
 from replicator.errors import ConfigError, UnmappedId
-from replicator.model.row import NULL, UNCHANGED, field
+from replicator.model.row import NULL, UNCHANGED, Field, field, join
 from replicator.routing.idmap import IdMap, IdMaps, MapSpec, OnUnmapped, Unmapped, to_text, to_wire
 from replicator.routing.mapper import Mapper
 from replicator.routing.route import RouteSpec, plan_routes
@@ -69,6 +69,25 @@ def test_ids_are_mapped_in_rows_and_keys(layout):
     assert mapper.old_key(tuple(values[name] for name in layout)) == (to_wire("uuid", B), number(7))
     assert mapper.key_of(row) == (to_wire("uuid", B), number(7))
     assert not mapper.take_unmapped()
+
+
+@pytest.mark.parametrize("names", [["who"], ["id", "who", "note"], ["id", "note", "who", "by", "id2"], ["by", "who"]])
+@pytest.mark.parametrize("noted", [NULL, field(b""), field(b"x" * 300)], ids=["null", "empty", "long"])
+def test_a_copy_row_is_mapped_as_its_fields_are(names, noted):
+    """Mapped columns first, last and side by side, known and not, behind fields of any length."""
+    columns = [column(name, UUID if name in ("who", "by") else TEXT) for name in names]
+    made = route(table("t", columns), table("t", columns), maps=[users(OnUnmapped.KEEP, "who", *{"by"} & {*names})])
+
+    def mapped(who: Field) -> tuple[bytes, bytes, set[Unmapped]]:
+        mapper = Mapper(made, names, IdMaps({"users": {A: B}}))
+        values = {"who": who, "by": to_wire("uuid", A), "id": text("7"), "id2": text("8"), "note": noted}
+        row = tuple(values[name] for name in names)
+        return mapper.copy_row(join(row)), join(mapper.row(row)), mapper.take_unmapped()
+
+    for who in (to_wire("uuid", A), to_wire("uuid", C), NULL):
+        by_bytes, by_fields, unmapped = mapped(who)
+        assert by_bytes == by_fields
+        assert bool(unmapped) == (who == to_wire("uuid", C))
 
 
 @pytest.mark.parametrize("policy", list(OnUnmapped))

@@ -15,7 +15,7 @@ import pytest
 
 from replicator.errors import TransientError
 from snapshot.pool import SMALL_BYTES, Pool
-from snapshot.session import session
+from snapshot.session import Run, session
 from tests.snapshot.case import simple_case
 from tests.snapshot.test_rows import wait_until
 
@@ -56,13 +56,17 @@ def test_ctrl_c_is_for_the_owner():
         assert pool.submit(eval, "__import__('os').getpid()").result() == worker
 
 
+def named(run, dsn):
+    return Run(run, dsn, dsn, "slot", keeps_sessions=True)
+
+
 def test_interrupting_ends_sessions_of_threads_though_the_server_does_not_answer(own_servers):
     ended = threading.Event()
     errors = []
 
     def wait_for_the_server(run):
         try:
-            with session(run, own_servers.target_dsn, "target", "test") as conn:
+            with session(named(run, own_servers.target_dsn), "target", "test") as conn:
                 conn.execute("SELECT pg_sleep(60)")
         except psycopg.Error as exc:
             errors.append(exc)
@@ -83,7 +87,7 @@ def test_interrupting_ends_sessions_of_threads_though_the_server_does_not_answer
 def test_a_session_opened_after_the_interruption_ends_at_once(database):
     pool = Pool(1, 0)
     pool.interrupt()
-    with pytest.raises(TransientError, match="interrupted"), session(pool.run, database, "target", "test"):
+    with pytest.raises(TransientError, match="interrupted"), session(named(pool.run, database), "target", "test"):
         pass
 
 

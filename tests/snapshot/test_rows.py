@@ -9,9 +9,10 @@ import pytest
 
 import snapshot.export
 import snapshot.pool
+import snapshot.session
 from replicator import failpoints
 from replicator.errors import ReplicatorError, RowRejected, TransientError, UnmappedId
-from snapshot.copy import CopyTask, copy_part
+from snapshot.copy import CopyTask, copy_parts
 from tests.conftest import ALL_PAIRS
 from tests.oracle import assert_same_rows
 from tests.snapshot.case import simple_case
@@ -47,10 +48,10 @@ def test_a_table_copied_in_page_ranges_by_processes_is_whole(pair, monkeypatch):
     case.execute("source", "UPDATE big SET v = v || 'x' WHERE id % 3 = 0")
     case.execute("source", "ANALYZE big")
     tasks = []
-    monkeypatch.setattr("snapshot.schedule.CopyTask", lambda **values: tasks.append(values) or CopyTask(**values))
+    monkeypatch.setattr("snapshot.schedule.CopyTask", lambda *values: tasks.append(CopyTask(*values)) or tasks[-1])
     assert case.run()
     assert len(tasks) >= 3
-    assert [task["pages"].end for task in tasks][-1] is None
+    assert [part.pages.end for task in tasks for part in task.parts][-1] is None
     assert assert_equal(case, "big") == [4999]
 
 
@@ -173,6 +174,64 @@ def test_types_that_name_their_elements_by_oid_are_rewritten_in_processes_too(pa
     assert assert_equal(case, "t") == [2]
 
 
+def test_many_small_tables_share_a_few_sessions_and_transactions(pair, monkeypatch):
+    """Mapped ones, empty ones and one with live indexes among them; a statistic for each."""
+    names = [f"t{n:02}" for n in range(40)]
+    case = make(
+        pair,
+        "".join(f"CREATE TABLE {name} (id int PRIMARY KEY, person uuid, v text UNIQUE);" for name in names),
+        id_maps={"users": {"kind": "table", "columns": [f"{names[7]}.person", f"{names[30]}.person"]}},
+    )
+    for number, name in enumerate(names):
+        case.execute(
+            "source",
+            f"INSERT INTO {name} SELECT g, md5((g % 3)::text)::uuid, '{name}' || g FROM generate_series(1, {number}) g",
+        )
+    case.execute("source", "ANALYZE")
+    mapped_to = "00000000-0000-0000-0000-000000000001"
+    opened, committed = [], []
+    connect = snapshot.session.connect
+    monkeypatch.setattr(
+        "snapshot.session.connect", lambda *args, **options: opened.append(args[1]) or connect(*args, **options)
+    )
+    monkeypatch.setattr("snapshot.copy.failpoint", lambda name, _conn: committed.append(name))
+    with case.sessions() as (writer, *_):
+        writer.execute(
+            "INSERT INTO replicator.id_map (map, source_id, target_id) VALUES ('users', md5('1')::uuid::text, %s)",
+            [mapped_to],
+        )
+    assert case.run()
+    assert opened.count("source") <= 4
+    assert opened.count("target") <= 4
+    assert committed.count("after_part") == 2  # 32 tables and 8
+    assert (
+        sum(assert_equal(case, *(name for name in names if name not in (names[7], names[30])))) == sum(range(40)) - 37
+    )
+    for name in (names[7], names[30]):
+        case.execute("source", f"UPDATE {name} SET person = '{mapped_to}' WHERE id % 3 = 1")
+    assert assert_equal(case, names[7], names[30]) == [7, 30]
+    assert case.value("target", "SELECT count(*) FROM pg_class WHERE relname ~ '^t[0-9]+$' AND reltuples < 0") == 0
+    leftover = "SELECT count(*) FROM pg_stat_activity WHERE application_name ~ '^replicator (copy|index|analyze)'"
+    for side in ("source", "target"):
+        wait_until(lambda side=side: case.value(side, f"{leftover} AND datname = current_database()") == 0)
+
+
+def test_among_small_tables_the_one_whose_row_is_refused_is_named(pair):
+    tables = "CREATE TABLE a (id int PRIMARY KEY); CREATE TABLE c (id int PRIMARY KEY);"
+    case = make(
+        pair,
+        f"{tables} CREATE TABLE b (id int PRIMARY KEY, v text)",
+        f"{tables} CREATE TABLE b (id int PRIMARY KEY, v varchar(3))",
+    )
+    case.execute("source", "INSERT INTO a VALUES (1); INSERT INTO b VALUES (1, 'long'); INSERT INTO c VALUES (1)")
+    with pytest.raises(RowRejected, match=r"^b\.v: "):
+        case.run()
+    assert case.execute("target", "SELECT (SELECT count(*) FROM a), (SELECT count(*) FROM c)") == [(0, 0)]
+    case.execute("source", "UPDATE b SET v = 'ok'")
+    assert case.run()
+    assert assert_equal(case, "a", "b", "c") == [1, 1, 1]
+
+
 SECRET = "confidential value"
 
 
@@ -265,7 +324,7 @@ def test_a_copy_that_was_overtaken_writes_nothing(pair):
         raise TransientError("the process was lost")
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("snapshot.schedule.copy_part", keep)
+        patch.setattr("snapshot.schedule.copy_parts", keep)
         with pytest.raises(TransientError):
             case.run()
     [task] = kept
@@ -276,7 +335,7 @@ def test_a_copy_that_was_overtaken_writes_nothing(pair):
         name = conn.execute("SELECT pg_export_snapshot()").fetchone()[0]
         late = type(task)(**{field: getattr(task, field) for field in task.__slots__} | {"snapshot_name": name})
         with pytest.raises(TransientError, match="taken over"):
-            copy_part(late)
+            copy_parts(late)
     assert case.value("target", "SELECT count(*) FROM t") == 0
 
 

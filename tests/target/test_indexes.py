@@ -75,8 +75,8 @@ def test_a_partitioned_index_comes_back_on_every_partition(conn):
     dropped, _ = defer(conn, "p")
     assert names(dropped) == ["by_day", "by_v", "by_v_day", "only_2", "p_1_day_idx"]
     assert {index.table for index in dropped} == {("public", "p"), ("public", "p_1"), ("public", "p_2")}
-    assert names(indexes.pending(conn, ("public", "p"))) == names(dropped)
-    assert indexes.pending(conn, ("public", "t")) == []
+    assert names(indexes.pending(conn, [("public", "p")])) == names(dropped)
+    assert indexes.pending(conn, [("public", "t")]) == []
     indexes.rebuild_missing(conn, [("public", "p")])
     assert conn.execute(ALL).fetchall() == before
 
