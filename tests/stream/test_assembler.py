@@ -37,6 +37,76 @@ def test_a_transaction_becomes_a_batch():
     assert batch.size > 30
 
 
+def small(wire, commit_lsn, *values):
+    """One insert in a transaction of its own; what the assembler gives away for it."""
+    wire.begin(commit_lsn)
+    assert wire.send(wire.insert(*values)) is None
+    return wire.send(pgoutput.Commit(0, Lsn(commit_lsn), Lsn(commit_lsn + 8), commit_lsn))
+
+
+def test_small_transactions_are_gathered_until_somebody_takes_them():
+    wire = Wire([PLAIN])
+    assert [small(wire, lsn, lsn, 0) for lsn in (100, 110, 120)] == [None] * 3
+    batch = wire.assembler.take()
+    assert [r for _, _, _, r in shown(batch)] == [row(lsn, 0) for lsn in (100, 110, 120)]
+    assert (batch.transactions, batch.end_lsn, batch.commit_time, batch.complete) == (3, 128, 120, True)
+    assert batch.ends == [(1, 100), (2, 110), (3, 120)]
+    assert wire.assembler.take() is None
+
+
+def test_what_is_taken_in_mid_transaction_ends_before_it():
+    wire = Wire([PLAIN])
+    small(wire, 100, 1, 0)
+    wire.begin(110)
+    wire.send(wire.insert(2, 0))
+    batch = wire.assembler.take()
+    assert (shown(batch), batch.end_lsn, batch.complete) == ([("insert", "t", None, row(1, 0))], 108, True)
+    assert wire.assembler.take() is None
+    assert shown(wire.commit()) == [("insert", "t", None, row(2, 0))]
+
+
+def test_a_batch_that_is_full_is_given_away_with_the_transaction_that_no_longer_fits():
+    wire = Wire([PLAIN], part_rows=2)
+    assert small(wire, 100, 1, 0) is None
+    assert small(wire, 110, 2, 0) is None
+    full = small(wire, 120, 3, 0)
+    assert (len(full.events), full.end_lsn) == (2, 118)
+    assert [r for _, _, _, r in shown(wire.assembler.take())] == [row(3, 0)]
+
+
+def test_before_a_giant_transaction_is_cut_those_in_front_of_it_are_given_away():
+    """Behind a part comes the rest of its own transaction, and nothing else."""
+    wire = Wire([PLAIN], part_rows=2)
+    small(wire, 100, 1, 0)
+    wire.begin(110)
+    given = [batch for i in range(5) if (batch := wire.send(wire.insert(10 + i, 0))) is not None]
+    last = wire.commit()
+    assert [(b.complete, b.end_lsn, b.final_part) for b in [*given, last]] == [
+        (True, 108, False), (False, 0, False), (False, 0, True), (True, 118, True)
+    ]  # fmt: skip
+    assert [r[0] for b in [*given, last] for _, _, _, r in shown(b)] == [row(i)[0] for i in (1, 10, 11, 12, 13, 14)]
+    small(wire, 120, 9, 0)
+    assert not wire.assembler.take().final_part
+
+
+def test_a_fault_leaves_the_transactions_in_front_of_it():
+    wire = Wire([PLAIN])
+    small(wire, 100, 1, 0)
+    wire.begin(110)
+    wire.send(wire.insert(2, 0))
+    with pytest.raises(SchemaMismatch):
+        wire.send(wire.insert(3))
+    batch = wire.assembler.take()
+    assert (len(batch.events), batch.end_lsn) == (1, 108)
+
+
+def test_a_keepalive_behind_gathered_transactions_moves_their_end():
+    wire = Wire([PLAIN])
+    small(wire, 100, 1, 0)
+    assert wire.assembler.keepalive(Lsn(200)) is None
+    assert wire.assembler.take().end_lsn == 200
+
+
 def test_invariant_5_transactions_are_skipped_by_their_commit_alone():
     """A began before B and commits after it: A's changes lie before B's commit in the WAL, and still are news."""
     wire = Wire([PLAIN], applied=108)
@@ -309,6 +379,20 @@ def test_an_id_that_was_missed_and_comes_later_asks_for_a_remap():
     assert wire.transaction(100, wire.insert(7, text("ann"))).remap is True
     wire.transaction(110, wire.insert(1, text("ben"), of=1))
     assert wire.transaction(120, wire.insert(8, text("ben"))).remap is True
+
+
+def test_an_id_that_its_own_transaction_brings_after_it_was_missed_asks_for_a_remap():
+    wire = followed()
+    assert wire.transaction(100, wire.insert(1, text("ann"), of=1), wire.insert(7, text("ann"))).remap is True
+
+
+def test_nothing_is_gathered_behind_a_remap():
+    """Rows behind it are mapped anew: their keys are not on the target before it is done."""
+    wire = followed(unmapped_before=[("person", "ann")])
+    small(wire, 100, 7, text("ann"))
+    first = small(wire, 110, 8, text("ben"))
+    assert (first.remap, len(first.events)) == (True, 1)
+    assert wire.assembler.take().remap is False
 
 
 def test_a_change_beside_the_lookups_columns_changes_nothing():
