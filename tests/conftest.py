@@ -15,6 +15,7 @@ from psycopg.conninfo import conninfo_to_dict
 from replicator.demo.servers import Server, find_installations
 from replicator.stream import receiver, run
 from tests.pairs import Servers, TestServer, available_pairs, drop_database, environment_dsns
+from tests.template import CopiedServer
 
 _NUMBER = itertools.count(1)
 _TOKEN = secrets.token_hex(3)
@@ -163,7 +164,7 @@ def start_server() -> Iterator[Callable[..., Server]]:
             pytest.skip("the servers named in the environment are not ours to restart")
         if major not in find_installations():
             no_server(f"no programs of PostgreSQL {major} here: restarting needs the processes themselves")
-        server = Server.start(major, **options)
+        server = CopiedServer.start(major, **options)
         started.append(server)
         return server
 

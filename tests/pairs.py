@@ -17,7 +17,8 @@ from urllib.parse import quote, urlencode, urlsplit
 import psycopg
 from psycopg import conninfo, sql
 
-from replicator.demo.servers import Server, find_installations
+from replicator.demo.servers import find_installations
+from tests.template import CopiedServer
 
 SOURCE_VARIABLE = "REPLICATOR_TEST_SOURCE_DSN"
 TARGET_VARIABLE = "REPLICATOR_TEST_TARGET_DSN"
@@ -151,7 +152,7 @@ class Servers:
                 if major not in find_installations():
                     raise
                 warnings.warn(f"no container of PostgreSQL {major} ({type(exc).__name__})", stacklevel=2)
-        server = Server.start(major)
+        server = CopiedServer.start(major)
         self._closers.append(server.remove)
         return server
 

@@ -286,6 +286,9 @@ class Server:
         else:
             raise ReplicatorError(f"initdb of PostgreSQL {self.major} failed", hint=output.decode()[-1000:])
         password_file.unlink()
+        self._configure(settings)
+
+    def _configure(self, settings: Mapping[str, str]) -> None:
         with (self.data_directory / "postgresql.conf").open("a") as configuration:
             for name, value in {**settings, "listen_addresses": "127.0.0.1"}.items():
                 quoted = value.replace("'", "''")

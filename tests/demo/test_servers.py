@@ -18,6 +18,20 @@ from tests.conftest import ALL_PAIRS
 MAJORS = [pytest.param(major, id=f"pg{major}") for major in find_installations()]
 
 
+@pytest.fixture
+def start_server():
+    """As everybody gets it, not copied from a template."""
+    started = []
+
+    def start(major, **options):
+        started.append(Server.start(major, **options))
+        return started[-1]
+
+    yield start
+    for server in started:
+        server.remove()
+
+
 def query(dsn, statement):
     with psycopg.connect(dsn) as conn:
         return conn.execute(statement).fetchone()[0]

@@ -24,13 +24,13 @@ from replicator.demo.freshtrack import (
     target_schema,
     write_map_file,
 )
-from replicator.demo.servers import Server
 from tests.endurance.process import tail
 from tests.endurance.rig import Rig
 from tests.faults.proxy import Proxy
 from tests.faults.soak import load
 from tests.faults.soak.tally import Tally
 from tests.oracle import assert_same_rows
+from tests.template import CopiedServer
 
 ALL_TABLES = (*TABLES, *EXTRA_TABLES, *load.TABLES)
 SIGTERM_WITHIN_S = 10.0
@@ -62,9 +62,9 @@ class Site:
     def _prepare(self, majors: tuple[int, int], large: bool) -> None:
         rng = self.rng
         patience = {"wal_sender_timeout": rng.choice(("3s", "10s", "60s"))}
-        self.source = Server.start(majors[0], settings=patience)
+        self.source = CopiedServer.start(majors[0], settings=patience)
         self._stack.callback(self.source.remove)
-        self.target = Server.start(majors[1])
+        self.target = CopiedServer.start(majors[1])
         self._stack.callback(self.target.remove)
         self.proxies = {
             side: self._stack.enter_context(Proxy(server.port))
