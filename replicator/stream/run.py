@@ -366,13 +366,12 @@ class Stream:
         """`users import` was here: hand new entries to the receiver, whose thread owns the maps."""
         names = [spec.name for spec in self._settings.map_specs if not spec.is_lookup]
         fresh = load_maps(self._writer, names)
-        changes = [
+        self._map_changes += [
             (name, source_id, target_id)
             for name in names
             for source_id, target_id in fresh.entries(name)
             if self._maps.target_id(name, source_id) != target_id
         ]
-        self._map_changes += changes
 
     def _take_map_changes(self) -> None:
         """Called by the receiver between transactions: rows routed from here on use the new entries."""

@@ -35,6 +35,13 @@ def test_all_in_one_transaction(moving, running):
     case.same("t")
 
 
+@pytest.fixture
+def each_by_itself(monkeypatch):
+    """Small tables are not copied together: each has a task of its own, as large ones do."""
+    monkeypatch.setattr("snapshot.plan._GROUP_TABLES", 1)
+
+
+@pytest.mark.usefixtures("each_by_itself")
 def test_an_alteration_while_tables_are_copied(pair, request):
     """It waits for the copy, and the copy of what comes behind it in the queue must not wait for it."""
     case = Moving(pair, T + "CREATE TABLE u (id int PRIMARY KEY, a text, b text);",
@@ -62,6 +69,7 @@ def _copies_wait(case: Moving) -> int:
         " AND datname = current_database()").fetchall())  # fmt: skip
 
 
+@pytest.mark.usefixtures("each_by_itself")
 def test_an_alteration_that_waits_in_front_of_a_copy(pair, request):
     """The copy's session queues up behind the ALTER, which waits for our snapshot, which waits for the copy."""
     tables = "".join(f"CREATE TABLE t{n} (id int PRIMARY KEY);" for n in range(3))

@@ -9,6 +9,7 @@ from typing import Any
 import psycopg
 import pytest
 
+from replicator import monitor
 from replicator.config import load
 from replicator.demo.servers import find_installations
 from replicator.status import StatusReader
@@ -54,6 +55,7 @@ def test_from_reserved_to_lost_under_the_service(make_narrow: Callable[..., Narr
             assert "raise max_slot_wal_keep_size" in told
             assert "what holds the service up" in told
             assert status(site)["slot"]["seconds_until_lost"] == 0.0
+            time.sleep(2 * monitor._READ_EVERY_S)  # the service looks for itself
             site.refused(1, "cutover", "--dry-run", says=())
             # The remedy, while there is time: a reload is enough.
             site.set("max_slot_wal_keep_size", "1GB")
@@ -97,7 +99,7 @@ def test_lost_in_the_middle_of_the_snapshot(make_narrow: Callable[..., Narrow]) 
     with psycopg.connect(site.target_dsn) as blocker:
         blocker.execute("LOCK TABLE notes IN SHARE ROW EXCLUSIVE MODE")
         process = site.start("run")
-        site.wait(lambda: site.table_state("customers") == "copied", "the copy does not begin")
+        site.wait(lambda: site.table_state("customers") == "copying", "the copy does not begin")
         site.lose_slot()
         _, err = process.communicate(timeout=30)
         assert process.returncode == 3, err

@@ -81,6 +81,10 @@ def test_after_mending_and_a_retry_both_sides_are_equal(make_case, plain):
         case.target.execute("INSERT INTO t (id, u) VALUES (900, 4)")
         if truncate is not None:
             transactions[truncate[0] : truncate[0]] = [[truncate[1]]]
+        if plain:
+            # A key change that waits cascades, once it goes in, over what its dependents have become since: the README
+            # names it among what a retry cannot cure.
+            transactions = [[each for each in some if not each.startswith("UPDATE t SET id")] for some in transactions]
         for statements, pause in zip(transactions, itertools.cycle(between), strict=False):
             if pause == "restart":
                 case.stop()
