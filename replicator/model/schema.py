@@ -111,6 +111,7 @@ class ForeignKey:
     references: TableName
     ref_columns: tuple[str, ...]
     on_delete: str  # pg_constraint.confdeltype: a no action, r restrict, c cascade, n set null, d set default
+    on_update: str = "a"  # confupdtype: likewise
 
 
 @dataclass(frozen=True)

@@ -145,8 +145,8 @@ def _build_type(oid: int, rows: dict[int, tuple[Any, ...]], types: dict[int, Typ
 
 def _load_foreign_keys(conn: Connection, oids: list[int]) -> dict[int, list[ForeignKey]]:
     keys: dict[int, list[ForeignKey]] = defaultdict(list)
-    for oid, name, columns, schema, table, ref_columns, on_delete in query(conn, read_query("foreign_keys"), oids):
-        keys[oid].append(ForeignKey(name, tuple(columns), (schema, table), tuple(ref_columns), on_delete))
+    for oid, name, columns, schema, table, ref_columns, *acts in query(conn, read_query("foreign_keys"), oids):
+        keys[oid].append(ForeignKey(name, tuple(columns), (schema, table), tuple(ref_columns), *acts))
     return keys
 
 

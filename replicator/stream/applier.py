@@ -18,7 +18,7 @@ from replicator.postgres.copy import CopyIn, run_simple
 from replicator.routing.idmap import IdMaps
 from replicator.routing.order import levels
 from replicator.routing.route import Route
-from replicator.stream.batch import Batch, Coalesced, Event, Unmap, coalesce, count_changes, runs
+from replicator.stream.batch import Batch, Coalesced, Event, Truncation, Unmap, coalesce, count_changes, runs
 from replicator.stream.compose import Composer, Step, has_deletes
 from replicator.stream.quarantine import Quarantine
 from replicator.stream.refusals import REFUSALS, Miscount, refused, refused_by_constraint
@@ -131,7 +131,7 @@ class Applier:
 
         Raises:
             StateError: there is no row to store it in.
-            RowRejected: a deferred constraint does not hold; nothing is committed.
+            DeferredRefusal: nothing is committed.
         """
         failpoint("before_commit", self._conn)
         try:
@@ -367,8 +367,10 @@ class Applier:
         try:
             self._run(steps)
         except _CURABLE as exc:
+            # In front of a TRUNCATE deferred constraints look at what came before it.
+            before = isinstance(event, Truncation) and isinstance(exc, errors.IntegrityError)
             # Not chained: the driver's message quotes values in its detail.
-            raise refused(exc, steps[0]) from None
+            raise (refused_by_constraint(exc) if before else refused(exc, steps[0])) from None
 
     def _apply_ordered(self, events: Sequence[Event]) -> None:
         deletes = has_deletes(events)

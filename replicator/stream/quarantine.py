@@ -22,6 +22,7 @@ from replicator.postgres.connection import Connection
 from replicator.routing.idmap import OnUnmapped, Unmapped, to_wire
 from replicator.routing.route import Route
 from replicator.stream.batch import Batch, Event, RowEvent, Truncation, Unmap
+from replicator.stream.cascades import Cascades
 from replicator.stream.relations import RoutedTable
 from replicator.stream.remap import mapped_columns
 from replicator.target import quarantine as store
@@ -67,11 +68,16 @@ class _Aside:
 class Quarantine:
     """The changes that wait, as the applier's thread sees them."""
 
-    def __init__(self, conn: Connection, slot: str, routes: Sequence[Route], *, takes: bool, limit: int) -> None:
-        """``takes``: a refused row is set aside, instead of stopping the stream; ``limit``: how many may wait."""
+    def __init__(
+        self, conn: Connection, slot: str, routes: Sequence[Route], *, takes: bool, limit: int, live: bool
+    ) -> None:
+        """``takes``: a refused row is set aside, instead of stopping the stream; ``limit``: how many may wait;
+        ``live``: the target's foreign keys act.
+        """
         self.takes = takes
         self.count = 0  # stored ones
         self._conn, self._slot, self._routes, self._limit = conn, slot, routes, limit
+        self._cascades = Cascades(route.target for route in routes if live)
         self._aside = self._marked = _Aside()
         self._before: dict[TableName, HeldKeys] = {}
         self._ends: list[tuple[int, Lsn]] = []
@@ -114,7 +120,11 @@ class Quarantine:
         return [event for at, event in enumerate(events, start) if not self.takes_in(event, at)]
 
     def takes_in(self, event: Event, at: int) -> bool:
-        """Whether this change has to wait; then it is set aside."""
+        """Whether this change has to wait; then it is set aside.
+
+        Raises:
+            RowRejected: it must not come late.
+        """
         if isinstance(event, Truncation):
             self._forget(event)
         elif isinstance(event, Unmap):
@@ -130,7 +140,7 @@ class Quarantine:
         """Set aside a change that the target refuses.
 
         Raises:
-            RowRejected: too many wait already.
+            RowRejected: too many wait already, or it must not come late.
         """
         self._set_aside(Waiting(at, event, refusal.reason or refusal.message), self._keys_of(event))
         self._require_room()
@@ -276,6 +286,16 @@ class Quarantine:
         self._news, self._moot = news, moot
 
     def _set_aside(self, change: Waiting, keys: Iterable[Row]) -> None:
+        cascade = self._cascades.of(change.event)
+        if cascade is not None:
+            referencing, key = cascade
+            why = f"is refused, {change.error}," if change.error else "waits behind another one in quarantine"
+            raise RowRejected(
+                f"target: a change of {change.event[1]} {why} and cannot be set aside: once it goes in, "
+                f"foreign key {key.name} of {referencing} carries it on over what these rows have become meanwhile",
+                hint="mend the target, `replicator quarantine retry` if anything waits, and start again: the change is "
+                "sent again; or let the target's role set session_replication_role: then no foreign key acts",
+            )
         self._aside.waiting.append(change)
         self._add_keys(change.event[1], keys)
 

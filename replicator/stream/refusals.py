@@ -42,6 +42,10 @@ class Miscount(Exception):  # no error yet: as a set it may have another cause t
         super().__init__(f"{op.value} on {table} hit {found} rows instead of {expected}")
 
 
+class DeferredRefusal(RowRejected):
+    """A deferred constraint does not hold; at which change nobody tells."""
+
+
 def refused(exc: Exception, step: Step | None) -> RowRejected:
     """The refusal of what ``step`` did."""
     if isinstance(exc, Miscount):
@@ -61,14 +65,14 @@ def refused(exc: Exception, step: Step | None) -> RowRejected:
     return rejected
 
 
-def refused_by_constraint(exc: Exception) -> RowRejected:
+def refused_by_constraint(exc: Exception) -> DeferredRefusal:
     """The refusal of changes as a whole: a deferred constraint or trigger looked at them, or they came as a set."""
     assert isinstance(exc, psycopg.Error)
     known, diag = object_at_fault(exc), exc.diag
     what = known or _function(exc)
     table = show_table((diag.schema_name or "", diag.table_name)) if known and diag.table_name else "the target"
     where = f" ({what})" if what else ""
-    rejected = RowRejected(
+    rejected = DeferredRefusal(
         f"target: {table} refuses changes when they are to be committed{where}: {type(exc).__name__}, {exc.sqlstate}",
         hint=_MEND + _SET_ASIDE,
     )

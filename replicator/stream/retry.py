@@ -61,18 +61,29 @@ def settle(attempt: Attempt, groups: Sequence[Group]) -> None:
 def _settle_one(attempt: Attempt, group: Group) -> bool:
     """Their net effect; if that is refused too, as many as possible from the first one on. Whether any went in."""
     before, left = group.done, group.left
-    if len(left) > 1:
+    refusal = attempt(left)
+    if refusal is not None and len(left) > 1:
         deletes = _deletes_alone(left)
-        if attempt(left) is None or (deletes and attempt(deletes) is None):
-            group.done = len(group.changes)
-            return True
-    for event in left:
-        refusal = attempt([event])
-        if refusal is not None:
-            group.reason = refusal.reason or refusal.message
-            break
-        group.done += 1
+        refusal = None if deletes and attempt(deletes) is None else _settle_in_order(attempt, group, refusal)
+    if refusal is None:
+        group.done = len(group.changes)
+    else:
+        group.reason = refusal.reason or refusal.message
     return group.done > before
+
+
+def _settle_in_order(attempt: Attempt, group: Group, refusal: RowRejected) -> RowRejected | None:
+    """As many as go in; why the next one does not. ``refusal`` is that of their net effect."""
+    left = group.left
+    for at, event in enumerate(left, start=1):
+        if event[0] is Op.DELETE and at < len(left):
+            # The row comes back later: alone, this would cascade to rows that refer to what came back.
+            return refusal
+        refused = attempt([event])
+        if refused is not None:
+            return refused
+        group.done += 1
+    return None
 
 
 def _deletes_alone(events: Sequence[RowEvent]) -> list[RowEvent]:

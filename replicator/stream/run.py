@@ -15,7 +15,7 @@ from psycopg import errors
 
 from replicator import metrics
 from replicator.config import Settings
-from replicator.errors import RowRejected, StateError, UnmappedId
+from replicator.errors import StateError, UnmappedId
 from replicator.failpoints import failpoint
 from replicator.logs import get_logger
 from replicator.model.change import Op
@@ -34,9 +34,10 @@ from replicator.stream.guard import guard_start, open_stream
 from replicator.stream.inbox import Inbox
 from replicator.stream.lookout import Lookout
 from replicator.stream.lookup import followers
+from replicator.stream.mapnews import MapNews
 from replicator.stream.quarantine import Quarantine
 from replicator.stream.receiver import Receiver
-from replicator.stream.refusals import NOT_SET_ASIDE, explain
+from replicator.stream.refusals import NOT_SET_ASIDE, DeferredRefusal, explain
 from replicator.stream.relations import Relations
 from replicator.stream.retry import retry
 from replicator.stream.watchdog import Watchdog
@@ -87,8 +88,6 @@ class Stream:
         self._news_at = time.monotonic()
         self._next_tick = 0.0
         self._applied_rows: Counter[TableName] = Counter()
-        self._map_version = self._checkpoint.map_version
-        self._map_changes: list[tuple[str, str, str]] = []
         self._in_parts = False
         self._counts: Counter[tuple[Op, TableName]] = Counter()  # applied, not committed yet
         self._unmapped: set[Unmapped] = set()
@@ -134,7 +133,7 @@ class Stream:
             replica = may_be_replica(self._writer)
             if replica:
                 self._writer.execute("SET session_replication_role = replica")
-            self._quarantine = self._load_quarantine()
+            self._quarantine = self._load_quarantine(live=not replica)
             applier = Applier(
                 self._writer,
                 self._routes,
@@ -146,6 +145,8 @@ class Stream:
         self._inbox = Inbox(
             max_rows=self._settings.stream.max_batch_rows, max_bytes=self._settings.stream.max_batch_bytes
         )
+        names = [spec.name for spec in self._settings.map_specs if not spec.is_lookup]
+        self._map_news = MapNews(self._writer, names, self._maps, self._inbox, version=self._checkpoint.map_version)
         self._assembler = Assembler(
             self._relations,
             applied=self._committed,
@@ -164,7 +165,7 @@ class Stream:
             assembler=self._assembler,
             inbox=self._inbox,
             committed=lambda: self._committed,
-            before_transaction=self._take_map_changes,
+            before_transaction=self._map_news.take,
         )
 
     def _apply_until_done(self, applier: Applier) -> Outcome:
@@ -206,12 +207,9 @@ class Stream:
                 self._next_tick = 0.0
             return
         started = time.monotonic()
-        counts = applier.apply(batch)
-        self._unmapped |= batch.unmapped
         self._in_parts = not batch.complete
-        if batch.complete:
-            counts = self._commit(applier, batch, counts)
-        self._counts.update(counts)
+        self._counts.update(self._apply(applier, batch))
+        self._unmapped |= batch.unmapped
         if not batch.complete:
             return
         metrics.TRANSACTIONS.inc(batch.transactions)
@@ -219,20 +217,21 @@ class Stream:
         metrics.BATCH_DURATION_SECONDS.observe(time.monotonic() - started)
         self._count()
 
-    def _commit(
-        self, applier: Applier, batch: Batch, counts: Counter[tuple[Op, TableName]]
-    ) -> Counter[tuple[Op, TableName]]:
-        """Commit what was applied; what was, after all."""
+    def _apply(self, applier: Applier, batch: Batch) -> Counter[tuple[Op, TableName]]:
+        """Apply a batch and, if it is complete, commit it; what went in."""
         lsn = max(batch.end_lsn, self._committed)
         try:
-            self._store(applier, lsn, batch.fence)
-        except RowRejected as exc:
+            counts = applier.apply(batch)
+            if batch.complete:
+                self._store(applier, lsn, batch.fence)
+        except DeferredRefusal as exc:
             if not self._quarantine.takes:
                 raise
-            if batch.final_part:  # the earlier ones are gone
+            if batch.final_part or not batch.complete:  # what came before is gone
                 exc.hint = NOT_SET_ASIDE
                 raise
             # A deferred constraint does not tell which change is at fault: once more, with a look at each transaction.
+            applier.rollback()
             self._quarantine.load()
             counts = applier.apply(batch, checked=True)
             self._store(applier, lsn, batch.fence)
@@ -297,9 +296,7 @@ class Stream:
         if phase == "catching_up" and self._pending and self._inbox.is_empty:
             set_phase(self._writer, self._slot, "streaming", only_from="catching_up")
             log.info("caught up", lsn=str(self._committed))
-        if map_version != self._map_version:
-            self._find_map_changes()
-            self._map_version = map_version
+        self._map_news.look(map_version)
         if retry_requested:
             self._retry(applier)
         elif quarantined != self._quarantine.count:  # `quarantine drop` was here
@@ -317,7 +314,7 @@ class Stream:
         self._count()
         self._quarantine.load()
 
-    def _load_quarantine(self) -> Quarantine:
+    def _load_quarantine(self, *, live: bool) -> Quarantine:
         stream = self._settings.stream
         quarantine = Quarantine(
             self._writer,
@@ -325,6 +322,7 @@ class Stream:
             self._routes,
             takes=stream.on_rejected_row == "quarantine",
             limit=stream.max_quarantined,
+            live=live,
         )
         quarantine.load()
         return quarantine
@@ -361,27 +359,6 @@ class Stream:
         unmapped = {(name, source_id) for name, source_id in query(
             self._writer, "SELECT DISTINCT map, source_id FROM replicator.unmapped_id")}  # fmt: skip
         return maps, relations, unmapped
-
-    def _find_map_changes(self) -> None:
-        """`users import` was here: hand new entries to the receiver, whose thread owns the maps."""
-        names = [spec.name for spec in self._settings.map_specs if not spec.is_lookup]
-        fresh = load_maps(self._writer, names)
-        self._map_changes += [
-            (name, source_id, target_id)
-            for name in names
-            for source_id, target_id in fresh.entries(name)
-            if self._maps.target_id(name, source_id) != target_id
-        ]
-
-    def _take_map_changes(self) -> None:
-        """Called by the receiver between transactions: rows routed from here on use the new entries."""
-        if not self._map_changes:
-            return
-        changes, self._map_changes = self._map_changes, []
-        for name, source_id, target_id in changes:
-            self._maps.change(name, source_id, target_id)
-        log.info("map entries taken in", entries=len(changes))
-        self._inbox.put(Batch(remap=True))
 
     def _open_source(self) -> Connection:
         """A plain session on the source, opened when first needed."""

@@ -17,7 +17,7 @@ ALTER TABLE parent DROP COLUMN dropped CASCADE; ALTER TABLE parent ADD PRIMARY K
 CREATE TABLE child (
     id int GENERATED ALWAYS AS IDENTITY PRIMARY KEY, code varchar(9) NOT NULL DEFAULT 'x', mood app.mood, p pair, f few,
     twice int GENERATED ALWAYS AS (pb * 2) STORED, pb int, pa int, rights aclitem, at timestamptz(3),
-    FOREIGN KEY (pa, pb) REFERENCES parent (a, b) ON DELETE SET NULL, UNIQUE (code, id)
+    FOREIGN KEY (pa, pb) REFERENCES parent (a, b) ON DELETE SET NULL ON UPDATE CASCADE, UNIQUE (code, id)
 );
 ALTER TABLE child REPLICA IDENTITY USING INDEX child_code_id_key; ALTER TABLE child ENABLE ROW LEVEL SECURITY;
 CREATE TABLE log (at date) PARTITION BY RANGE (at);
@@ -45,8 +45,8 @@ def test_tables(conn):
     assert (parent.primary_key, [c.name for c in parent.columns]) == (("a", "b"), ["b", "a"])
     assert (child.primary_key, child.key, child.row_security) == (("id",), ("code", "id"), True)
     [key] = child.foreign_keys
-    assert (key.columns, key.references, key.ref_columns, key.on_delete) == (
-        ("pa", "pb"), ("public", "parent"), ("a", "b"), "n"
+    assert (key.columns, key.references, key.ref_columns, key.on_delete, key.on_update) == (
+        ("pa", "pb"), ("public", "parent"), ("a", "b"), "n", "c"
     )  # fmt: skip
     assert (log.kind, child.kind, log.key) == ("p", "r", ())
     assert server_identity(conn)[0].isdigit()

@@ -59,7 +59,7 @@ class Site:
             maps=IdMaps(),
             open_source=lambda: self.conn,
             replica_role=replica_role,
-            quarantine=Quarantine(self.conn, "none", routes, takes=False, limit=0),
+            quarantine=Quarantine(self.conn, "none", routes, takes=False, limit=0, live=False),
         )
 
     def begin_with(self, world: World) -> None:

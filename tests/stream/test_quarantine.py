@@ -539,3 +539,126 @@ def test_a_child_that_a_cascade_of_the_target_took_with_its_parent(make_plain):
     assert [each[0] for each in held(case)] == ["update", "delete"]
     assert retry(case) == 0
     case.same("p", "c")
+
+
+REFERRED = """
+    CREATE TABLE p (id int PRIMARY KEY, code text UNIQUE, v int);
+    CREATE TABLE c (id int PRIMARY KEY, p int REFERENCES p ON UPDATE CASCADE ON DELETE CASCADE);
+"""
+CAPPED = "ALTER TABLE p ADD CONSTRAINT low CHECK (v < 100);"
+
+
+def test_a_key_change_that_would_cascade_is_not_set_aside(make_plain):
+    """Late, it would take along rows that have changed hands since."""
+    case = make_plain(
+        REFERRED,
+        REFERRED + CAPPED,
+        seed="INSERT INTO p (id, v) VALUES (1, 1), (7, 1); INSERT INTO c VALUES (1, 1)",
+    )
+    case.execute("UPDATE p SET v = 100 WHERE id = 1")
+    case.drain()
+    assert [each[0] for each in held(case)] == ["update"]
+    case.execute("UPDATE p SET id = 2 WHERE id = 1", "UPDATE c SET p = 7")
+    error = case.fails(RowRejected)
+    assert "a change of p waits behind another one" in error.message and "c_p_fkey of c" in error.message
+    case.target.execute("ALTER TABLE p DROP CONSTRAINT low")
+    assert retry(case) == 0
+    case.same("p", "c")
+
+
+def test_a_refused_key_change_that_would_cascade_is_not_set_aside(make_plain):
+    case = make_plain(
+        REFERRED,
+        REFERRED + "ALTER TABLE p ADD CONSTRAINT low CHECK (id < 100);",
+        seed="INSERT INTO p (id, v) VALUES (1, 1), (7, 1); INSERT INTO c VALUES (1, 1)",
+    )
+    case.execute("UPDATE p SET id = 100 WHERE id = 1", "UPDATE c SET p = 7")
+    error = case.fails(RowRejected)
+    assert "is refused, CheckViolation 23514 (low), and cannot be set aside" in error.message
+    assert held(case) == []
+    case.target.execute("ALTER TABLE p DROP CONSTRAINT low")
+    case.start()
+    case.same("p", "c")
+
+
+def test_other_updates_of_a_table_with_cascades_are_set_aside(make_plain):
+    """Those that leave the referenced columns as they are; and without foreign keys that act all of them."""
+    case = make_plain(
+        REFERRED, REFERRED + CAPPED, seed="INSERT INTO p (id, v) VALUES (1, 1); INSERT INTO c VALUES (1, 1)"
+    )
+    case.execute("UPDATE p SET v = 100, code = 'x'")
+    case.execute("UPDATE p SET v = 101")
+    case.execute("UPDATE c SET id = 2")
+    case.drain()
+    assert [each[0] for each in held(case)] == ["update", "update"]
+    case.target.execute("ALTER TABLE p DROP CONSTRAINT low")
+    assert retry(case) == 0
+    case.same("p", "c")
+
+
+def test_a_key_change_is_set_aside_where_no_foreign_key_acts(make_tolerant):
+    case = make_tolerant(
+        REFERRED,
+        REFERRED + CAPPED,
+        seed="INSERT INTO p (id, v) VALUES (1, 1), (7, 1); INSERT INTO c VALUES (1, 1)",
+    )
+    case.execute("UPDATE p SET id = 2, v = 100 WHERE id = 1", "UPDATE c SET p = 7")
+    case.drain()
+    assert [each[0] for each in held(case)] == ["update"]
+    case.target.execute("ALTER TABLE p DROP CONSTRAINT low")
+    assert retry(case) == 0
+    case.same("p", "c")
+
+
+def test_a_referenced_column_beside_the_key_counts_as_changed(make_plain):
+    """The stream does not bring its former value."""
+    ddl = """
+        CREATE TABLE p (id int PRIMARY KEY, code text UNIQUE, v int);
+        CREATE TABLE c (id int PRIMARY KEY, p text REFERENCES p (code) ON UPDATE SET NULL);
+    """
+    case = make_plain(ddl, ddl + CAPPED, seed="INSERT INTO p VALUES (1, 'x', 1); INSERT INTO c VALUES (1, 'x')")
+    case.execute("UPDATE p SET v = 100")
+    assert "c_p_fkey of c" in case.fails(RowRejected).message
+
+
+def test_a_row_that_came_back_is_not_deleted_alone(make_plain):
+    """Its DELETE would cascade to rows that refer to what came back, which must go on waiting."""
+    case = make_plain(REFERRED, REFERRED + CAPPED, seed="INSERT INTO p (id, v) VALUES (1, 1)")
+    case.execute("UPDATE p SET v = 100")
+    case.drain()
+    case.execute("DELETE FROM p", "INSERT INTO p (id, v) VALUES (1, 200)", "INSERT INTO c VALUES (5, 1)")
+    case.drain()
+    assert [each[0] for each in held(case)] == ["update", "delete", "insert"]
+    case.target.execute("ALTER TABLE p DROP CONSTRAINT low; ALTER TABLE p ADD CONSTRAINT low CHECK (v < 150);")
+    assert retry(case) > 0
+    assert case.rows("SELECT id, p FROM c") == [(5, 1)]
+    case.target.execute("ALTER TABLE p DROP CONSTRAINT low")
+    assert retry(case) == 0
+    case.same("p", "c")
+
+
+def test_what_fails_only_once_constraints_are_looked_at_in_front_of_a_truncate(make_plain):
+    """It is set aside, and not the TRUNCATE, which cannot be."""
+    ddl = """
+        CREATE TABLE p (id int PRIMARY KEY);
+        CREATE TABLE q (id int PRIMARY KEY, p int);
+        CREATE TABLE r (id int PRIMARY KEY);
+    """
+    case = make_plain(
+        ddl, ddl + "ALTER TABLE q ADD FOREIGN KEY (p) REFERENCES p DEFERRABLE;", seed="INSERT INTO r VALUES (1)"
+    )
+    with case.one_batch():
+        for statement in (
+            "INSERT INTO p VALUES (1)",
+            "INSERT INTO q VALUES (1, 1), (2, 9)",
+            "TRUNCATE r",
+            "INSERT INTO r VALUES (2)",
+        ):
+            case.source.execute(statement)
+    case.drain()
+    assert [each[:2] for each in held(case)] == [("insert", "2")]
+    case.same("p", "r")
+    case.execute("INSERT INTO p VALUES (9)")
+    case.drain()
+    assert retry(case) == 0
+    case.same("p", "q", "r")

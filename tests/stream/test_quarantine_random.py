@@ -82,8 +82,7 @@ def test_after_mending_and_a_retry_both_sides_are_equal(make_case, plain):
         if truncate is not None:
             transactions[truncate[0] : truncate[0]] = [[truncate[1]]]
         if plain:
-            # A key change that waits cascades, once it goes in, over what its dependents have become since: the README
-            # names it among what a retry cannot cure.
+            # A key change that would have to wait stops the stream there: test_quarantine.py has that.
             transactions = [[each for each in some if not each.startswith("UPDATE t SET id")] for some in transactions]
         for statements, pause in zip(transactions, itertools.cycle(between), strict=False):
             if pause == "restart":

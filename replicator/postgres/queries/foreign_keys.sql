@@ -10,7 +10,8 @@ SELECT
     (SELECT pg_catalog.array_agg(a.attname::text ORDER BY p.position)
      FROM unnest(k.confkey) WITH ORDINALITY AS p (attnum, position)
      JOIN pg_catalog.pg_attribute a ON a.attrelid = k.confrelid AND a.attnum = p.attnum),
-    k.confdeltype::text
+    k.confdeltype::text,
+    k.confupdtype::text
 FROM pg_catalog.pg_constraint k
 JOIN pg_catalog.pg_class r ON r.oid = k.confrelid
 JOIN pg_catalog.pg_namespace n ON n.oid = r.relnamespace
