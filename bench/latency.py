@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import psycopg
@@ -14,7 +15,7 @@ import psycopg
 from bench.data import live
 from bench.lab import Lab, execute, value, wait_until
 from bench.options import Options, Say
-from bench.peers import Peer, ours, subscription
+from bench.peers import ours, subscription
 from bench.pulse import FUNCTION, SCHEMA, TABLE
 from bench.report import Report
 from bench.rounds import rotated
@@ -38,7 +39,7 @@ class Latency:
 
 
 def measure(lab: Lab, options: Options, report: Report, say: Say) -> None:
-    """Ours and the subscription, one after the other, under the same steady load."""
+    """Ours and the subscription, as it comes and committing as durably as ours, in turn under the same steady load."""
     case = live(lab, options.live_rows // 5, extra_schema=SCHEMA, extra_tables=[TABLE])
     execute(case.source_dsn, FUNCTION)
     mine, native = ours.Stream(case), subscription.Stream(case)
@@ -46,13 +47,17 @@ def measure(lab: Lab, options: Options, report: Report, say: Say) -> None:
     try:
         mine.prepare()
         native.prepare()
+        runs: list[Callable[[int], Latency]] = [
+            lambda number: _ours(mine, number, options),
+            lambda number: _native(native, number, options, durable=False),
+            lambda number: _native(native, number, options, durable=True),
+        ]
         for number in range(options.rounds):
-            peers: list[Peer] = [mine, native]
-            for peer in rotated(peers, number):
+            for run in rotated(runs, number):
                 lab.calm()
-                latency = _ours(mine, number, options) if peer is mine else _native(native, number, options)
+                latency = run(number)
                 found.append(latency)
-                say(f"    round {number + 1}  {latency.peer:24}{latency.rate:6.0f}/s  median {latency.median:.1f} ms"
+                say(f"    round {number + 1}  {latency.peer:38}{latency.rate:6.0f}/s  median {latency.median:.1f} ms"
                     f"  p99 {latency.p99:.1f} ms")  # fmt: skip
     finally:
         mine.clean()
@@ -70,11 +75,13 @@ def _ours(peer: ours.Stream, number: int, options: Options) -> Latency:
     return latency
 
 
-def _native(peer: subscription.Stream, number: int, options: Options) -> Latency:
+def _native(peer: subscription.Stream, number: int, options: Options, *, durable: bool) -> Latency:
     assert peer.target_dsn is not None
+    peer.commit_durably(durable)
     peer.resume()
     _first_pulse(peer.source_dsn, peer.target_dsn)
-    latency = _run(peer.name, peer.source_dsn, peer.target_dsn, number, options)
+    name = f"{peer.name}, synchronous_commit = on" if durable else peer.name
+    latency = _run(name, peer.source_dsn, peer.target_dsn, number, options)
     peer.pause()
     return latency
 

@@ -96,6 +96,11 @@ class Stream(_Subscription):
         assert self.target_dsn is not None
         execute(self.target_dsn, f"ALTER SUBSCRIPTION {NAME} ENABLE")
 
+    def commit_durably(self, durable: bool) -> None:
+        """Whether rows are on the disk before they are visible; off is PostgreSQL's default for subscriptions."""
+        assert self.target_dsn is not None
+        execute(self.target_dsn, f"ALTER SUBSCRIPTION {NAME} SET (synchronous_commit = {'on' if durable else 'off'})")
+
     def wait_for(self, lsn: str) -> None:
         """Until it has applied up to here, as it reports itself."""
         wait_until(

@@ -99,7 +99,7 @@ def run_simple(conn: Connection, statement: bytes) -> None:
         psycopg.Error: as the server says.
     """
     conn.pgconn.send_query(statement)
-    result = _next_result(conn)
+    result = next_result(conn)
     _drain(conn)
     if result is None:
         raise errors.OperationalError("the connection was lost")
@@ -115,7 +115,7 @@ def _wait_writable(conn: Connection) -> None:
 
 def _start(conn: Connection, statement: bytes, expected: pq.ExecStatus) -> None:
     conn.pgconn.send_query(statement)
-    result = _next_result(conn)
+    result = next_result(conn)
     if result is None or result.status != expected:
         if result is None:
             raise errors.OperationalError("the connection was lost before COPY started")
@@ -124,7 +124,7 @@ def _start(conn: Connection, statement: bytes, expected: pq.ExecStatus) -> None:
 
 
 def _finish(conn: Connection) -> int:
-    result = _next_result(conn)
+    result = next_result(conn)
     _drain(conn)
     if result is None:
         raise errors.OperationalError("the connection was lost during COPY")
@@ -133,7 +133,7 @@ def _finish(conn: Connection) -> int:
     return int(result.command_tuples or 0)
 
 
-def _next_result(conn: Connection) -> pq.abc.PGresult | None:
+def next_result(conn: Connection) -> pq.abc.PGresult | None:
     """Waits outside of libpq, which would hold the interpreter lock: other threads go on and signals are handled."""
     pgconn = conn.pgconn
     while pgconn.flush() == 1:
@@ -145,5 +145,5 @@ def _next_result(conn: Connection) -> pq.abc.PGresult | None:
 
 
 def _drain(conn: Connection) -> None:
-    while _next_result(conn) is not None:
+    while next_result(conn) is not None:
         pass

@@ -13,8 +13,9 @@ from replicator.failpoints import failpoint
 from replicator.model.change import Op
 from replicator.model.row import Row
 from replicator.model.schema import TableName
-from replicator.postgres.connection import Connection, Statement, query
+from replicator.postgres.connection import Connection, query
 from replicator.postgres.copy import CopyIn, run_simple
+from replicator.postgres.pipeline import Pipeline, Prepared
 from replicator.routing.idmap import IdMaps
 from replicator.routing.order import levels
 from replicator.routing.route import Route
@@ -67,8 +68,8 @@ class Applier:
         register(conn)
         # One generic plan per statement: it knows nothing of the number of rows, and so stays with the key's index.
         conn.execute("SET plan_cache_mode = force_generic_plan")
-        conn.prepare_threshold, conn.prepared_max = 0, 10_000
         self._conn = conn
+        self._pipeline = Pipeline(conn)
         self._routes = routes
         self._maps = maps
         self._open_source = open_source
@@ -126,7 +127,7 @@ class Applier:
             if not (self._learn(exc) and self._applied_again(batch.events)):
                 self._replay(batch)
 
-    def commit(self, checkpoint: Statement, parameters: tuple[object, ...]) -> None:
+    def commit(self, checkpoint: bytes, parameters: tuple[object, ...]) -> None:
         """Store the checkpoint and commit it with everything that has been applied: one round trip.
 
         Raises:
@@ -135,12 +136,10 @@ class Applier:
         """
         failpoint("before_commit", self._conn)
         try:
-            with self._conn.pipeline():
-                self.begin()
-                if self._touched:
-                    self._conn.execute(UNALTERED, unaltered(self._routes, self._touched), prepare=True)
-                cursor = self._conn.execute(checkpoint, parameters, prepare=True)
-                self._conn.execute("COMMIT")
+            statements = self._opening()
+            if self._touched:
+                statements.append((UNALTERED, unaltered(self._routes, self._touched)))
+            *_, stored, _ = self._pipeline.run([*statements, (checkpoint, parameters), (b"COMMIT", ())])
         except REFUSALS as exc:
             if exc.diag.schema_name == "replicator":  # the checkpoint's own: the cutover has finalized
                 raise
@@ -150,7 +149,7 @@ class Applier:
         failpoint("after_commit", self._conn)
         self._begun = False
         self._touched.clear()
-        if cursor.rowcount != 1:
+        if stored != 1:
             raise StateError("the checkpoint is gone: somebody has removed it while the stream was running")
 
     def attempt(self, events: Sequence[Event]) -> RowRejected | None:
@@ -173,12 +172,17 @@ class Applier:
 
     def begin(self) -> None:
         """Open a transaction, unless one is open."""
-        if not self._begun:
-            self._conn.execute("BEGIN")
-            self._begun = True
-            if not self._replica_role:
-                # The source's transaction may have put them off: its changes one by one would break them here.
-                self._conn.execute("SET CONSTRAINTS ALL DEFERRED")
+        opening = self._opening()
+        if opening:
+            self._pipeline.run(opening)
+
+    def _opening(self) -> list[Prepared]:
+        """What has to come first: nothing, if a transaction is open; else from here on one is."""
+        if self._begun:
+            return []
+        self._begun = True
+        # The source's transaction may have put them off: its changes one by one would break them here.
+        return [(b"BEGIN", ())] if self._replica_role else [(b"BEGIN", ()), (b"SET CONSTRAINTS ALL DEFERRED", ())]
 
     def _undo(self, to_savepoint: bool) -> None:
         if to_savepoint:
@@ -317,16 +321,11 @@ class Applier:
         """Run steps in one pipeline and check what they hit."""
         if not steps:
             return
-        cursors = []
-        with self._conn.pipeline():
-            self.begin()
-            for step in steps:
-                cursor = self._conn.cursor()
-                cursor.execute(step.statement, step.parameters, prepare=True)
-                cursors.append(cursor)
-        for step, cursor in zip(steps, cursors, strict=True):
-            if step.expected is not None and cursor.rowcount != step.expected:
-                raise Miscount(step.table, step.op, step.expected, cursor.rowcount)
+        opening = self._opening()
+        hits = self._pipeline.run([*opening, *((step.statement, step.parameters) for step in steps)])
+        for step, hit in zip(steps, hits[len(opening) :], strict=True):
+            if step.expected is not None and hit != step.expected:
+                raise Miscount(step.table, step.op, step.expected, hit)
 
     def _one_by_one(self, events: Sequence[Event], start: int, checked: bool) -> None:
         """``start``: where in the batch these events begin."""

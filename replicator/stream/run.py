@@ -254,7 +254,7 @@ class Stream:
         After a cutover has finalized the target is its own: then the NULL fails, and with it the whole batch.
         """
         applier.commit(
-            """
+            b"""
             UPDATE replicator.checkpoint
             SET applied_lsn = CASE WHEN phase <> 'cut_over' THEN %s::pg_lsn END, commit_time = %s,
                 fence = coalesce(%s, fence), lag_seconds = %s, problem = NULL, updated_at = clock_timestamp()

@@ -7,7 +7,7 @@ runs, or two that change names, would take each other's values without an error.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable
-from typing import Final, LiteralString
+from typing import Final
 
 from psycopg import errors
 
@@ -18,7 +18,7 @@ _MARK: Final = "replicator.a_table_of_the_target_was_altered"
 
 # In the transaction of the rows: what has touched a table keeps every ALTER TABLE off it until its end, and sees
 # those from before. The mark is no relation, which is how a plain SELECT raises an error.
-UNALTERED: Final[LiteralString] = """
+UNALTERED: Final = b"""
     SELECT (CASE WHEN EXISTS (
         SELECT FROM unnest(%s::text[], %s::text[], %s::bigint[], %s::bigint[]) AS w (s, t, oid, version)
         LEFT JOIN pg_catalog.pg_namespace n ON n.nspname = w.s
