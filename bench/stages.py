@@ -22,7 +22,7 @@ from replicator.routing.route import Route
 from replicator.source.slot import load_slot
 from replicator.stream.assembler import Assembler
 from replicator.stream.batch import Batch, coalesce
-from replicator.stream.compose import Composer
+from replicator.stream.compose import COPY_FROM_ROWS, Composer
 from replicator.stream.inbox import Inbox
 from replicator.stream.lookup import followers
 from replicator.stream.receiver import start_replication
@@ -200,7 +200,7 @@ def _encode(composer: Composer, nets: Iterable[object]) -> None:
                 for table, net in segment.items():
                     composer.deletes(table, net)
                     composer.updates(table, net)
-                    if len(net.inserts) < 100:
+                    if len(net.inserts) < COPY_FROM_ROWS:
                         composer.inserts(table, net.inserts)
                     else:
                         for row in net.inserts:

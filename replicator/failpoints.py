@@ -105,6 +105,9 @@ class _Armed:
         self._visits: Counter[str] = Counter()
         self._lock = threading.Lock()
 
+    def awaits(self, name: str) -> bool:
+        return self._plan.trace is not None or any(fault.name == name for fault in self._plan.faults)
+
     def visit(self, name: str, conn: psycopg.Connection[Any] | None) -> None:
         if name not in NAMES:
             raise ConfigError(f"failpoint {name} has no entry in failpoints.NAMES")
@@ -126,6 +129,11 @@ def failpoint(name: str, conn: psycopg.Connection[Any] | None = None) -> None:
     """A place where faults may be asked for; ``conn``: what ``lost`` cuts here."""
     if _armed is not None:
         _armed.visit(name, conn)
+
+
+def is_armed(name: str) -> bool:
+    """Whether a fault is asked for at this place, or a trace of all places."""
+    return _armed is not None and _armed.awaits(name)
 
 
 def arm(environment: Mapping[str, str] = os.environ) -> None:

@@ -8,32 +8,28 @@ from collections.abc import Callable, Sequence
 from psycopg import errors
 
 from replicator import metrics
-from replicator.errors import RowRejected, StateError
-from replicator.failpoints import failpoint
+from replicator.errors import RowRejected
+from replicator.failpoints import failpoint, is_armed
 from replicator.model.change import Op
-from replicator.model.row import Row
 from replicator.model.schema import TableName
 from replicator.postgres.connection import Connection, query
-from replicator.postgres.copy import CopyIn, run_simple
-from replicator.postgres.pipeline import Pipeline, Prepared
+from replicator.postgres.pipeline import Prepared
 from replicator.routing.idmap import IdMaps
 from replicator.routing.order import levels
 from replicator.routing.route import Route
 from replicator.stream.batch import Batch, Coalesced, Event, Truncation, Unmap, coalesce, count_changes, runs
-from replicator.stream.compose import Composer, Step, has_deletes
+from replicator.stream.compose import Composer, Copy, Step, has_deletes
 from replicator.stream.quarantine import Quarantine
-from replicator.stream.refusals import REFUSALS, Miscount, refused, refused_by_constraint
-from replicator.stream.relations import RoutedTable
+from replicator.stream.refusals import REFUSALS, Miscount, is_of_checkpoint, refused, refused_by_constraint
 from replicator.stream.remap import OpenSource, remap, unmap
 from replicator.stream.retry import Group, outcome, settle
+from replicator.stream.transaction import Transaction
 from replicator.target.idmaps import record_unmapped, remove_entries, store_entries
 from replicator.target.rowtypes import make_row_types
 from replicator.target.statements import register
-from replicator.target.unaltered import UNALTERED
-from replicator.target.unaltered import parameters as unaltered
 
-# From this many rows on a COPY, which costs a round trip of its own, beats INSERT … FROM unnest.
-_COPY_FROM_ROWS = 100
+# A batch of fewer changes may be sent together with its commit.
+_SMALL = 100
 # Ordered changes travel in pipelines of this many statements: enough to hide the round trip.
 _PIPELINE_STATEMENTS = 200
 # A batch that fails as a set is cut into runs of this length, of which most are good as sets.
@@ -69,15 +65,13 @@ class Applier:
         # One generic plan per statement: it knows nothing of the number of rows, and so stays with the key's index.
         conn.execute("SET plan_cache_mode = force_generic_plan")
         self._conn = conn
-        self._pipeline = Pipeline(conn)
+        self._transaction = Transaction(conn, routes, replica_role=replica_role)
         self._routes = routes
         self._maps = maps
         self._open_source = open_source
         self._replica_role = replica_role
         self._quarantine = quarantine
         self._curable = _REFUSED if quarantine.takes else _CURABLE
-        self._begun = False
-        self._touched: set[TableName] = set()  # in the open transaction
         self._row_types = make_row_types(conn, [route.target for route in routes])
         self._composer = Composer(routes, replica_role=replica_role, row_types=self._row_types)
         order = [name for level in levels([route.target for route in routes]) for name in level]
@@ -96,9 +90,9 @@ class Applier:
             RowRejected: the target refuses a row, or a change does not find its row.
         """
         # Only behind earlier parts of the same transaction: a savepoint is a round trip and a subtransaction.
-        behind_parts = self._begun
+        behind_parts = self._transaction.is_open
         if behind_parts:
-            self._conn.execute("SAVEPOINT batch")
+            self._transaction.execute("SAVEPOINT batch")
         self._quarantine.begin(batch)
         if checked:
             self._replay(batch, checked=True)
@@ -106,11 +100,11 @@ class Applier:
             self._apply_batch(batch, behind_parts)
         if behind_parts:
             # Or they would nest, one deeper with every part.
-            self._conn.execute("RELEASE SAVEPOINT batch")
+            self._transaction.execute("RELEASE SAVEPOINT batch")
         if batch.complete:
             self._try_again()
         counts = count_changes(batch.events)
-        self._touched |= {table for _, table in counts}
+        self._transaction.touch(table for _, table in counts)
         counts.subtract(self._quarantine.flush(self._composer.statements))
         self._write_maps(batch)
         return counts
@@ -122,39 +116,53 @@ class Applier:
             failpoint("after_batch", self._conn)
         except self._curable as exc:
             metrics.BATCH_REPLAYS.inc()
-            self._undo(behind_parts)
+            self._undo(to_savepoint=behind_parts)
             self._quarantine.rewind()
             if not (self._learn(exc) and self._applied_again(batch.events)):
                 self._replay(batch)
 
-    def commit(self, checkpoint: bytes, parameters: tuple[object, ...]) -> None:
+    def commit(self, checkpoint: Prepared) -> None:
         """Store the checkpoint and commit it with everything that has been applied: one round trip.
 
         Raises:
             StateError: there is no row to store it in.
             DeferredRefusal: nothing is committed.
         """
-        failpoint("before_commit", self._conn)
         try:
-            statements = self._opening()
-            if self._touched:
-                statements.append((UNALTERED, unaltered(self._routes, self._touched)))
-            *_, stored, _ = self._pipeline.run([*statements, (checkpoint, parameters), (b"COMMIT", ())])
+            self._transaction.commit(checkpoint)
         except REFUSALS as exc:
-            if exc.diag.schema_name == "replicator":  # the checkpoint's own: the cutover has finalized
+            if is_of_checkpoint(exc):
                 raise
-            self.rollback()
             # Not chained: the driver's message quotes values in its detail.
             raise refused_by_constraint(exc) from None
-        failpoint("after_commit", self._conn)
-        self._begun = False
-        self._touched.clear()
-        if stored != 1:
-            raise StateError("the checkpoint is gone: somebody has removed it while the stream was running")
+
+    def commit_at_once(self, batch: Batch, checkpoint: Prepared) -> Counter[tuple[Op, TableName]] | None:
+        """`apply` and `commit` in one round trip, so that a lone transaction waits for no second one.
+
+        Returns: as of `apply`; None, and nothing is done, if the batch is not of the kind, or the target refuses it.
+        """
+        is_plain = batch.complete and not (batch.is_last or batch.map_changes or batch.unmapped)
+        if not (is_plain and 0 < len(batch.events) < _SMALL) or self._quarantine.holds or is_armed("after_batch"):
+            return None
+        segments = coalesce(batch.events, key_changes=self._replica_role)
+        if len(segments) != 1 or not isinstance(segments[0], dict):
+            return None
+        counts = count_changes(batch.events)
+        self._transaction.touch(table for _, table in counts)
+        try:
+            failpoint("before_batch", self._conn)
+            # Too small for a COPY, all of them.
+            steps = [step for step in self._steps(segments[0]) if isinstance(step, Step)]
+            self._transaction.commit(checkpoint, steps)
+        except REFUSALS as exc:
+            if is_of_checkpoint(exc):
+                raise
+            return None
+        return counts
 
     def attempt(self, events: Sequence[Event]) -> RowRejected | None:
         """Apply these to the open transaction, all or none, deferred constraints included; the refusal, if any."""
-        self._touched |= {event[1].route.name for event in events if isinstance(event, tuple)}
+        self._transaction.touch(event[1].route.name for event in events if isinstance(event, tuple))
         if len(events) == 1:
             return self._guarded(lambda: self._apply_one(events[0], deletes=has_deletes(events)), check=True)
         tables = {event[1] for event in events if isinstance(event, tuple)}
@@ -165,37 +173,17 @@ class Applier:
 
     def rollback(self) -> None:
         """Forget what has been applied since the last commit."""
-        if self._begun:
-            self._begun = False
-            self._touched.clear()
-            self._plainly("ROLLBACK")
+        self._transaction.rollback()
 
     def begin(self) -> None:
         """Open a transaction, unless one is open."""
-        opening = self._opening()
-        if opening:
-            self._pipeline.run(opening)
+        self._transaction.begin()
 
-    def _opening(self) -> list[Prepared]:
-        """What has to come first: nothing, if a transaction is open; else from here on one is."""
-        if self._begun:
-            return []
-        self._begun = True
-        # The source's transaction may have put them off: its changes one by one would break them here.
-        return [(b"BEGIN", ())] if self._replica_role else [(b"BEGIN", ()), (b"SET CONSTRAINTS ALL DEFERRED", ())]
-
-    def _undo(self, to_savepoint: bool) -> None:
+    def _undo(self, *, to_savepoint: bool) -> None:
         if to_savepoint:
-            self._plainly("ROLLBACK TO SAVEPOINT batch")
+            self._transaction.execute("ROLLBACK TO SAVEPOINT batch")
         else:
-            self.rollback()
-
-    def _plainly(self, statement: str) -> None:
-        """Below psycopg, which forgets its prepared statements at every ROLLBACK, and takes one statement at a time.
-
-        The server keeps them; planning one for a partitioned table anew takes longer than what it does.
-        """
-        run_simple(self._conn, statement.encode())
+            self._transaction.rollback()
 
     def _learn(self, exc: Exception) -> bool:
         """From a unique violation, that rows of this table hand unique values on; False if that was known.
@@ -225,20 +213,20 @@ class Applier:
     def _applied_again(self, events: Sequence[Event]) -> bool:
         """Try as sets once more; False, and undone, if that fails too."""
         self.begin()
-        self._conn.execute("SAVEPOINT batch")
+        self._transaction.execute("SAVEPOINT batch")
         try:
             self._apply_coalesced(self._quarantine.divert(events))
         except self._curable as exc:
             self._undo(to_savepoint=True)
             self._quarantine.rewind()
             return self._learn(exc) and self._applied_again(events)
-        self._conn.execute("RELEASE SAVEPOINT batch")
+        self._transaction.execute("RELEASE SAVEPOINT batch")
         return True
 
     def _apply_coalesced(self, events: Sequence[Event]) -> None:
         for segment in coalesce(events, key_changes=self._replica_role):
             if isinstance(segment, dict):
-                self._apply_set_wise(segment)
+                self._transaction.run(self._steps(segment))
             else:
                 self._apply_ordered(segment)
 
@@ -247,13 +235,13 @@ class Applier:
         self.begin()
         for start, end in runs(batch, None if checked else _REPLAY_EVENTS):
             run = batch.events[start:end]
-            self._conn.execute("SAVEPOINT batch")
+            self._transaction.execute("SAVEPOINT batch")
             self._quarantine.mark()
             for apply in (self._apply_coalesced, self._apply_ordered):
                 try:
                     apply(self._quarantine.divert(run, start))
                     if checked:
-                        self._plainly(_CHECK)
+                        self._transaction.execute(_CHECK)
                 except self._curable:
                     self._undo(to_savepoint=True)
                     self._quarantine.rewind()
@@ -261,7 +249,7 @@ class Applier:
                     break
             else:
                 self._one_by_one(run, start, checked)  # names the change at fault
-            self._conn.execute("RELEASE SAVEPOINT batch")
+            self._transaction.execute("RELEASE SAVEPOINT batch")
 
     def _try_again(self) -> None:
         """What was refused in its place in the batch may go in behind it: a child that came before its parent, say."""
@@ -287,45 +275,20 @@ class Applier:
             self.begin()
             remap(self._conn, self._routes, self._maps, self._open_source, self._quarantine, self._row_types)
 
-    def _apply_set_wise(self, nets: Coalesced) -> None:
+    def _steps(self, nets: Coalesced) -> list[Step | Copy]:
         """Deletes, children first; then per table, parents first, updates and inserts."""
         for table, net in nets.items():
             if table.route.name in self._handing_on and table.covers_target:
                 net.rewrite(tuple(range(table.width)), table.key_of)
         parents_first = sorted(nets.items(), key=lambda item: self._position[item[0].route.name])
         compose = self._composer
-        waiting: list[Step] = []
+        steps: list[Step | Copy] = []
         for table, net in reversed(parents_first):
-            waiting += compose.deletes(table, net)
+            steps += compose.deletes(table, net)
         for table, net in parents_first:
-            waiting += compose.updates(table, net)
-            if len(net.inserts) < _COPY_FROM_ROWS:
-                waiting += compose.inserts(table, net.inserts)
-            else:
-                self._run(waiting)
-                waiting = []
-                self._copy(table, net.inserts)
-        self._run(waiting)
-
-    def _copy(self, table: RoutedTable, rows: list[Row]) -> None:
-        self.begin()
-        copy = CopyIn(self._conn, self._composer.statements(table).copy)
-        count = len(rows[0]).to_bytes(2, "big")
-        for row in rows:
-            copy.write(count + b"".join(row))
-        taken = copy.finish()
-        if taken != len(rows):
-            raise Miscount(str(table), Op.INSERT, len(rows), taken)
-
-    def _run(self, steps: list[Step]) -> None:
-        """Run steps in one pipeline and check what they hit."""
-        if not steps:
-            return
-        opening = self._opening()
-        hits = self._pipeline.run([*opening, *((step.statement, step.parameters) for step in steps)])
-        for step, hit in zip(steps, hits[len(opening) :], strict=True):
-            if step.expected is not None and hit != step.expected:
-                raise Miscount(step.table, step.op, step.expected, hit)
+            steps += compose.updates(table, net)
+            steps += compose.inserts(table, net.inserts)
+        return steps
 
     def _one_by_one(self, events: Sequence[Event], start: int, checked: bool) -> None:
         """``start``: where in the batch these events begin."""
@@ -342,12 +305,12 @@ class Applier:
 
     def _guarded(self, action: Callable[[], None], *, check: bool) -> RowRejected | None:
         """Do it in a savepoint; undone, and the refusal, if the target refuses it."""
-        self._plainly("SAVEPOINT change; SET CONSTRAINTS ALL DEFERRED" if check else "SAVEPOINT change")
+        self._transaction.execute("SAVEPOINT change; SET CONSTRAINTS ALL DEFERRED" if check else "SAVEPOINT change")
         try:
             action()
-            self._plainly(f"{_CHECK if check else ''} RELEASE SAVEPOINT change")
+            self._transaction.execute(f"{_CHECK if check else ''} RELEASE SAVEPOINT change")
         except _REFUSED as exc:
-            self._plainly("ROLLBACK TO SAVEPOINT change; RELEASE SAVEPOINT change")
+            self._transaction.execute("ROLLBACK TO SAVEPOINT change; RELEASE SAVEPOINT change")
             if isinstance(exc, RowRejected):
                 return exc
             return refused(exc, None) if isinstance(exc, Miscount) else refused_by_constraint(exc)
@@ -364,7 +327,7 @@ class Applier:
             return
         steps = self._composer.in_order(event, deletes=deletes)
         try:
-            self._run(steps)
+            self._transaction.run(steps)
         except _CURABLE as exc:
             # In front of a TRUNCATE deferred constraints look at what came before it.
             before = isinstance(event, Truncation) and isinstance(exc, errors.IntegrityError)
@@ -376,15 +339,15 @@ class Applier:
         waiting: list[Step] = []
         for event in events:
             if isinstance(event, Unmap):
-                self._run(waiting)
+                self._transaction.run(waiting)
                 waiting = []
                 self._unmap(event)
                 continue
             waiting += self._composer.in_order(event, deletes=deletes)
             if len(waiting) >= _PIPELINE_STATEMENTS:
-                self._run(waiting)
+                self._transaction.run(waiting)
                 waiting = []
-        self._run(waiting)
+        self._transaction.run(waiting)
 
     def _unmap(self, event: Unmap) -> None:
         self.begin()

@@ -5,14 +5,20 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from psycopg import sql
+
 from replicator.model.change import Op
 from replicator.model.row import UNCHANGED, Row
 from replicator.model.schema import TableName
+from replicator.postgres.pipeline import Prepared
 from replicator.routing.route import Route
 from replicator.stream.batch import Event, Net, RowEvent, Truncation
 from replicator.stream.relations import RoutedTable
 from replicator.target.rowtypes import RowType
 from replicator.target.statements import TableStatements, truncate
+
+# From this many rows on a COPY beats INSERT … FROM unnest.
+COPY_FROM_ROWS = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +29,23 @@ class Step:
     parameters: tuple[object, ...]
     expected: int | None
     op: Op
+    table: str
+
+    @property
+    def strict(self) -> Prepared:
+        """A statement that fails with a division by zero where it hits another number of rows than expected."""
+        if self.expected is None:
+            return self.statement, self.parameters
+        counted = b"WITH hit AS (" + self.statement + b" RETURNING 1) SELECT 1 / (count(*) = %s)::int FROM hit"
+        return counted, (*self.parameters, self.expected)
+
+
+@dataclass(frozen=True, slots=True)
+class Copy:
+    """Rows for a COPY, which costs a round trip of its own."""
+
+    statement: sql.Composed
+    rows: Sequence[Row]
     table: str
 
 
@@ -62,11 +85,13 @@ class Composer:
             if (statement := statements.update(assigned)) is not None
         ]
 
-    def inserts(self, table: RoutedTable, rows: Sequence[Row]) -> list[Step]:
-        """The inserts of a set that is too small for a COPY."""
+    def inserts(self, table: RoutedTable, rows: Sequence[Row]) -> list[Step | Copy]:
+        """The inserts of a set."""
         if not rows:
             return []
         statements = self.statements(table)
+        if len(rows) >= COPY_FROM_ROWS:
+            return [Copy(statements.copy, rows, str(table))]
         return [Step(statements.insert, (statements.rows(rows),), len(rows), Op.INSERT, str(table))]
 
     def in_order(self, event: RowEvent | Truncation, *, deletes: bool) -> list[Step]:
@@ -77,7 +102,7 @@ class Composer:
         statements = self.statements(table)
         if op is Op.INSERT:
             assert row is not None
-            return self.inserts(table, [row])
+            return [Step(statements.insert, (statements.rows([row]),), 1, op, str(table))]
         if op is Op.DELETE:
             assert old_key is not None
             # Where foreign keys are live, deleting a parent has already taken its children.

@@ -85,6 +85,11 @@ class Quarantine:
         self._news: Counter[tuple[TableName, str | None]] = Counter()  # to be told once they are committed
         self._moot: Counter[TableName] = Counter()
 
+    @property
+    def holds(self) -> bool:
+        """Whether there are rows whose changes have to wait."""
+        return bool(self._aside.keys)
+
     def load(self) -> None:
         """Learn anew what waits: at the start, and after somebody else changed it."""
         changes = store.load(self._conn, self._slot)

@@ -46,6 +46,11 @@ class DeferredRefusal(RowRejected):
     """A deferred constraint does not hold; at which change nobody tells."""
 
 
+def is_of_checkpoint(exc: psycopg.Error) -> bool:
+    """Whether it was our own state that refused: a cutover has finalized."""
+    return exc.diag.schema_name == "replicator"
+
+
 def refused(exc: Exception, step: Step | None) -> RowRejected:
     """The refusal of what ``step`` did."""
     if isinstance(exc, Miscount):

@@ -23,6 +23,7 @@ from replicator.model.lsn import ZERO, Lsn
 from replicator.model.schema import TableName, show_table
 from replicator.pgoutput import unix_seconds
 from replicator.postgres.connection import Connection, connect, query, translated
+from replicator.postgres.pipeline import Prepared
 from replicator.postgres.session import Peer
 from replicator.routes import load_referenced
 from replicator.routing.idmap import IdMaps, Unmapped
@@ -221,6 +222,10 @@ class Stream:
         """Apply a batch and, if it is complete, commit it; what went in."""
         lsn = max(batch.end_lsn, self._committed)
         try:
+            counts = applier.commit_at_once(batch, self._checkpoint_at(lsn, batch.fence))
+            if counts is not None:
+                self._stored(lsn)
+                return counts
             counts = applier.apply(batch)
             if batch.complete:
                 self._store(applier, lsn, batch.fence)
@@ -249,11 +254,13 @@ class Stream:
         self._quarantine.report()
 
     def _store(self, applier: Applier, lsn: Lsn, fence: str | None = None) -> None:
-        """Write the checkpoint into the open transaction and commit it.
+        """Write the checkpoint into the open transaction and commit it."""
+        applier.commit(self._checkpoint_at(lsn, fence))
+        self._stored(lsn)
 
-        After a cutover has finalized the target is its own: then the NULL fails, and with it the whole batch.
-        """
-        applier.commit(
+    def _checkpoint_at(self, lsn: Lsn, fence: str | None) -> Prepared:
+        """After a cutover has finalized the target is its own: then the NULL fails, and with it the whole batch."""
+        return (
             b"""
             UPDATE replicator.checkpoint
             SET applied_lsn = CASE WHEN phase <> 'cut_over' THEN %s::pg_lsn END, commit_time = %s,
@@ -262,6 +269,9 @@ class Stream:
             """,
             (str(lsn), self._commit_time, fence, self._lag_seconds(), self._slot),
         )
+
+    def _stored(self, lsn: Lsn) -> None:
+        """The checkpoint is committed."""
         self.advanced = self.advanced or lsn > self._committed
         self._committed = lsn
         metrics.APPLIED_LSN_BYTES.set(lsn)
