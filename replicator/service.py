@@ -25,6 +25,7 @@ from replicator.routing.route import Route
 from replicator.source.messages import emit_heartbeat
 from replicator.stream.run import Outcome, Stream
 from replicator.survey import accept, newcomer_message, require_survey, survey
+from replicator.target import indexes
 from replicator.target.state import (
     Checkpoint,
     load_checkpoint,
@@ -183,6 +184,8 @@ class Service:
             self._copy(source, writer, is_begun=is_begun)
             if self.stop.is_set():
                 return Outcome.STOPPED, False
+            # What a table was copied again without, if that was interrupted: the stream looks rows up by its key.
+            indexes.rebuild_missing(writer, slot=slot)
             # It was said of what is there at the start: a slot that is lost from here on is for a person to look at.
             self._truncate = False
             # Only now: a snapshot takes hours, and whoever waited to alter a table does so once it is copied.

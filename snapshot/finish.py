@@ -47,10 +47,14 @@ def analyze_tables(task: AnalyzeTask) -> None:
 
 
 def build_tasks(run: Run, tables: Collection[Table], missing: list[DeferredIndex]) -> list[BuildTask]:
-    """One task per index, to be built side by side; all in one where a table is partitioned.
+    """What can be built now: the keys in one task, or when all are there one task per index, to be built side by side.
 
-    There, two sessions could make up the same name for a partition's index.
+    A key locks everybody else out of its table: they would wait, and might keep it waiting. All in one also where a
+    table is partitioned: two sessions could make up the same name for a partition's index.
     """
+    keys = tuple(index for index in missing if index.is_key)
+    if keys:
+        return [BuildTask(run, keys)]
     whole = any(table.kind == "p" for table in tables)
     groups = [tuple(missing)] if whole else [(index,) for index in missing]
     return [BuildTask(run, group) for group in groups if group]

@@ -11,7 +11,7 @@ from graphlib import TopologicalSorter
 from typing import Any, TypeVar
 
 from replicator.config import Settings
-from replicator.errors import TransientError
+from replicator.errors import RowRejected, TransientError
 from replicator.failpoints import failpoint
 from replicator.logs import get_logger
 from replicator.model.schema import Table, TableName, show_table
@@ -184,7 +184,8 @@ class Schedule:
             for copy in copies:
                 if self._settings.snapshot.defer_indexes and copy.rows_estimate >= _DEFER_ROWS:
                     failpoint("before_index_drop", self._writer)
-                    _, kept = indexes.defer(self._writer, copy.name, self._slot)
+                    # Where triggers fire, an ON CONFLICT of theirs may need a key.
+                    _, kept = indexes.defer(self._writer, copy.name, self._slot, with_keys=self._replica)
                     if kept:
                         _log.warning("indexes stay while rows are copied: this role may not create them again",
                                      table=str(copy.route), indexes=kept)  # fmt: skip
@@ -203,18 +204,22 @@ class Schedule:
     def _index(self, group: _Group) -> None:
         """Rebuild what is missing, whoever dropped it: an earlier run may have."""
         self._note(group, "indexing")
-        missing = indexes.pending(self._writer, [table.name for table in group.tables])
-        tasks = build_tasks(self._run, group.tables, missing)
+        names = [table.name for table in group.tables]
+        tasks = build_tasks(self._run, group.tables, indexes.pending(self._writer, names))
         group.tasks = len(tasks)
 
         def built(_: None) -> None:
             self._advanced = True
             group.tasks -= 1
             if group.tasks == 0:
-                self._analyze(group)
+                self._index(group)
+
+        def refused() -> None:
+            # Its rows have to come anew from a source that has been mended.
+            state.reopen_tables(self._writer, self._slot, names)
 
         for task in tasks:
-            self._submit(build_indexes, task, built)
+            self._submit(build_indexes, task, built, refused)
         if not tasks:
             self._analyze(group)
 
@@ -226,7 +231,14 @@ class Schedule:
         for table in group.tables:
             self._tracker.enter(table.name, state)
 
-    def _submit(self, function: Callable[[Task], Result], task: Task, then: Callable[[Result], None]) -> None:
+    def _submit(
+        self,
+        function: Callable[[Task], Result],
+        task: Task,
+        then: Callable[[Result], None],
+        refused: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Run it and go on with ``then``, or with ``refused`` where the target does not take the rows."""
         try:
             future = self._pool.submit(function, task)
         except BrokenExecutor as exc:
@@ -235,6 +247,9 @@ class Schedule:
         def finished() -> None:
             try:
                 result = future.result()
+            except RowRejected:
+                refused()
+                raise
             except Exception as exc:
                 if _tells_of_worker(exc):
                     raise _worker_died() from exc

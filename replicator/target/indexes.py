@@ -1,7 +1,8 @@
-"""Secondary indexes: dropped while an empty table is filled, back when its rows are in.
+"""Indexes and keys: dropped while an empty table is filled, back when its rows are in.
 
 The definition is saved in ``replicator.deferred_index`` in the transaction that drops the index, and marked rebuilt in
-the transaction that creates it again: whatever happens in between, no index is forgotten.
+the transaction that creates it again: whatever happens in between, no index is forgotten. A primary key or unique
+constraint is an index here whose definition is the ALTER TABLE that adds it.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from replicator.errors import RowRejected, StateError
 from replicator.failpoints import failpoint
 from replicator.model.schema import Table, TableName, show_table
 from replicator.postgres.connection import Connection, query, table_identifier, translated
+from replicator.target import keys
 
 _BUILD_MEMORY_MB = 256
 
@@ -31,6 +33,11 @@ class DeferredIndex:
 
     def __str__(self) -> str:
         return show_table((self.schema, self.name))
+
+    @property
+    def is_key(self) -> bool:
+        """Whether it belongs to a constraint, which keeps everybody else off its table while it is built."""
+        return self.definition.startswith("ALTER TABLE ")
 
 
 # Left alone: what a constraint or a foreign key rests on, replica identities, invalid indexes; children of a
@@ -65,33 +72,51 @@ ORDER BY 1, 2
 """
 
 
-def defer(conn: Connection, table: TableName, slot: str | None = None) -> tuple[list[DeferredIndex], list[str]]:
-    """Save and drop the secondary indexes of an empty table and of its partitions.
+def defer(
+    conn: Connection, table: TableName, slot: str | None = None, *, with_keys: bool = False
+) -> tuple[list[DeferredIndex], list[str]]:
+    """Save and drop the indexes of an empty table and of its partitions.
 
     Args:
         conn: inside a transaction.
         slot: whose copy this is.
+        with_keys: primary keys and unique constraints too, as far as nothing rests on them. Only where no trigger may
+            fire: its ON CONFLICT would miss them.
 
     Returns:
         What was dropped, and the names of those that had to stay since this role may not create them again.
     """
-    found = conn.execute(_DEFERRABLE, {"table": table_identifier(table).as_string(conn)}).fetchall()
-    kept = [name for _, name, *_, is_ours in found if not is_ours]
-    dropped = [
-        DeferredIndex(schema, name, (table_schema, on), _recursive(definition, head))
-        for schema, name, table_schema, on, definition, head, is_ours in found
-        if is_ours
+    name = table_identifier(table).as_string(conn)
+    found = [
+        (DeferredIndex(schema, index, (table_schema, on), _recursive(definition, head)), is_ours)
+        for schema, index, table_schema, on, definition, head, is_ours in conn.execute(_DEFERRABLE, {"table": name})
     ]
-    if dropped:
-        names = sql.SQL(", ").join(sql.Identifier(index.schema, index.name) for index in dropped)
-        try:
-            with conn.transaction():
-                _save(conn, dropped, slot)
-                conn.execute(sql.SQL("DROP INDEX {}").format(names))
-        except errors.DependentObjectsStillExist:
-            # A foreign key to one partition rests on a child of a partitioned index.
-            return [], kept + [index.name for index in dropped]
+    if with_keys:
+        found += [
+            (DeferredIndex(schema, key, (table_schema, on), definition), is_ours)
+            for schema, key, table_schema, on, definition, is_ours in keys.find_deferrable(conn, name)
+        ]
+    kept = [index.name for index, is_ours in found if not is_ours]
+    dropped = [index for index, is_ours in found if is_ours]
+    if not dropped:
+        return [], kept
+    try:
+        with conn.transaction():
+            _save(conn, dropped, slot)
+            for index in dropped:
+                _drop(conn, index)
+    except errors.DependentObjectsStillExist:
+        # A foreign key to one partition rests on a child of a partitioned index.
+        return [], kept + [index.name for index in dropped]
     return dropped, kept
+
+
+def _drop(conn: Connection, index: DeferredIndex) -> None:
+    name = sql.Identifier(index.name)
+    if index.is_key:
+        conn.execute(sql.SQL("ALTER TABLE {} DROP CONSTRAINT {}").format(table_identifier(index.table), name))
+    else:
+        conn.execute(sql.SQL("DROP INDEX {}").format(sql.Identifier(index.schema, index.name)))
 
 
 def _recursive(definition: str, head: str) -> str:
@@ -156,6 +181,7 @@ def rebuild(conn: Connection, index: DeferredIndex) -> None:
         try:
             failpoint("before_index_rebuild", conn)
             with conn.transaction():
+                conn.execute("SET LOCAL default_tablespace = ''")
                 # A task may be given out twice, and side by side: whoever comes second finds the index.
                 conn.execute(
                     "SELECT FROM replicator.deferred_index WHERE index_schema = %s AND index_name = %s FOR UPDATE",
@@ -170,9 +196,11 @@ def rebuild(conn: Connection, index: DeferredIndex) -> None:
                 )
             failpoint("after_index_rebuild", conn)
         except errors.IntegrityError as exc:
+            kind = "constraint" if index.is_key else "unique index"
             raise RowRejected(
-                f"{show_table(index.table)}: its rows violate the unique index {index.name}, which cannot be rebuilt",
-                hint="remove the duplicates on the source, or the index from replicator.deferred_index on the target",
+                f"{show_table(index.table)}: its rows violate the {kind} {index.name}, which cannot be rebuilt",
+                hint="remove the duplicates on the source and copy the table again, or remove the entry from "
+                "replicator.deferred_index on the target to do without",
             ) from exc
 
 

@@ -92,6 +92,15 @@ class Case:
             " WHERE x.indrelid >= 16384 AND i.relnamespace <> 'pg_toast'::regnamespace ORDER BY 1, 2, 3",
         )
 
+    def constraints(self) -> list[tuple[Any, ...]]:
+        """Every constraint of the target, with all that could get lost when a key is built anew."""
+        return self.execute(
+            "target",
+            "SELECT conrelid::regclass::text, conname::text, conislocal, coninhcount, connoinherit, condeferrable,"
+            " conindid::regclass::text, pg_get_constraintdef(oid) FROM pg_constraint"
+            " WHERE conrelid >= 16384 AND connamespace <> to_regnamespace('replicator') ORDER BY 1, 2",
+        )
+
     def load_users(self) -> None:
         """What ``users import`` does, in plain SQL."""
         if self.map_file is None:

@@ -24,6 +24,8 @@ MOMENTS = {
     "half": "SELECT count(*) >= 12 FROM replicator.table_state WHERE state = 'copied'",
     "big_table": "SELECT EXISTS (SELECT FROM pg_stat_progress_copy WHERE relid = 'sensor_readings'::regclass)",
     "indexes_away": "SELECT EXISTS (SELECT FROM replicator.deferred_index WHERE state = 'dropped')",
+    "keys_away": "SELECT EXISTS (SELECT FROM replicator.deferred_index JOIN replicator.table_state USING (table_name)"
+    " WHERE definition LIKE 'ALTER TABLE%' AND deferred_index.state = 'dropped' AND table_state.state = 'copied')",
     "rows_in": "SELECT bool_and(state = 'copied') FROM replicator.table_state",
 }
 
@@ -61,11 +63,11 @@ def killed(pair, tmp_path):
 @pytest.mark.parametrize("moment", MOMENTS)
 def test_a_killed_snapshot_resumes_and_ends_equal(killed, moment):
     case, kill = killed
-    before = case.indexes()
+    before = case.indexes(), case.constraints()
     assert kill(MOMENTS[moment])
     assert case.run()
     assert_same_freshtrack(case.source_dsn, case.target_dsn, case.map_file)
-    assert case.indexes() == before
+    assert (case.indexes(), case.constraints()) == before
     assert case.phase() == "catching_up"
     assert case.value("source", "SELECT count(*) FROM pg_replication_slots WHERE database = current_database()") == 1
 
@@ -74,7 +76,7 @@ def test_a_snapshot_killed_again_and_again_while_the_source_is_written_to_ends_e
     """Each resume copies under a newer snapshot: what is copied stays, what is not comes anew, and every
     table shows the source as of its own snapshot. Rows that only the last one can hold tell them apart."""
     case, kill = killed
-    before = case.indexes()
+    before = case.indexes(), case.constraints()
     number = 0
     for number, delay_s in enumerate((0.0, 0.1, 0.2, 0.4)):
         attempts = sum(case.attempts())
@@ -84,7 +86,7 @@ def test_a_snapshot_killed_again_and_again_while_the_source_is_written_to_ends_e
             case.execute("source", "UPDATE sensor_readings SET battery = %s", number)
     assert number > 0
     assert case.run()
-    assert case.indexes() == before
+    assert (case.indexes(), case.constraints()) == before
     [(lsn, applied)] = case.execute(
         "target",
         "SELECT snapshot_lsn::text, applied_lsn::text"

@@ -120,6 +120,24 @@ def test_half_copied_tables_are_emptied_within_live_constraints(plain):
     assert_tree_equal(plain)
 
 
+def test_keys_stay_where_triggers_fire(plain):
+    """Their ON CONFLICT would miss them. Other indexes go, and come back."""
+    plain.execute("source", "INSERT INTO a_leaf SELECT g, 1 FROM generate_series(5001, 12000) g")
+    plain.execute("source", "ANALYZE")
+    with psycopg.connect(plain.settings.target.dsn) as conn:
+        conn.execute("""
+            CREATE INDEX by_branch ON a_leaf (branch_id);
+            CREATE FUNCTION note() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+                INSERT INTO public.a_leaf VALUES (NEW.id, NEW.branch_id) ON CONFLICT (id) DO NOTHING;
+                RETURN NEW;
+            END $$;
+            CREATE TRIGGER note AFTER INSERT ON a_leaf FOR EACH ROW EXECUTE FUNCTION note()
+        """)
+    assert plain.run()
+    rebuilt = plain.execute("target", "SELECT index_name, state FROM replicator.deferred_index")
+    assert rebuilt == [("by_branch", "rebuilt")]
+
+
 def test_rows_that_others_reference_are_not_deleted_from_under_them(plain):
     """ON DELETE CASCADE would carry the deletion into a table that nobody asked to copy again."""
     assert plain.run()
