@@ -147,7 +147,10 @@ def _clear_target(target: Connection, slots: list[str], keep_id_map: bool, remov
                 name = table_identifier(("replicator", table))
                 target.execute(sql.SQL("DELETE FROM {} WHERE slot = ANY (%s)").format(name), (slots,))
             removed.append(f"the state of slot {', '.join(slots)} on the target")
-            kept.append(f"schema replicator on the target: it holds the state of slot {others}")
+            kept.append(
+                f"schema replicator on the target: it holds the state of slot {others}, which the settings do not "
+                "name; on its source that slot keeps WAL until a teardown of its own"
+            )
         elif keep_id_map:
             _empty_all_but_id_maps(target)
             removed.append("the state in schema replicator on the target")

@@ -14,6 +14,7 @@ from replicator.routing.route import Route
 from replicator.source.publication import Publication, load_publication
 from replicator.source.slot import load_slot
 from replicator.survey import Recorded, Survey, load_recorded, newcomer_message
+from replicator.target import state
 
 
 def check_publication(
@@ -125,6 +126,24 @@ def check_slot(source: Connection, target: Connection, settings: Settings) -> It
         yield warned("slot", "source", f"slot {name} is about to be lost", "start the service now")
     else:
         yield passed("slot", "source", f"{name} is {slot.wal_status} and fits the checkpoint")
+
+
+def check_other_slots(source: Connection, target: Connection, settings: Settings) -> Iterator[Check]:
+    """A lane that was taken out of the settings leaves a slot that nobody reads any more."""
+    known = [lane.source.slot for lane in settings.split()]
+    if not state.exists(target):
+        return
+    for (name,) in query(target, "SELECT slot FROM replicator.checkpoint WHERE slot <> ALL (%s) ORDER BY 1", known):
+        slot = load_slot(source, name)
+        if slot is not None and not slot.active:
+            yield warned(
+                "slot",
+                "source",
+                f"slot {name}, of which the target has the state, is not in the settings: nobody reads it, and it "
+                "makes the source keep its WAL",
+                "if it is a lane's, put it back into [lanes]; if nobody needs it, `replicator teardown` with "
+                f'source.slot = "{name}" and its publication',
+            )
 
 
 def check_same_source(source: Connection, recorded: Recorded) -> Iterator[Check]:

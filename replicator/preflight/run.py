@@ -170,6 +170,7 @@ def _check_both(
     for lane in lanes:
         yield from lane.guarded("same_source", "both", partial(continuity.check_same_source, source, lane.recorded))
         yield from lane.guarded("slot", "source", partial(continuity.check_slot, source, target, lane.settings))
+    yield from _guarded("slot", "source", lambda: continuity.check_other_slots(source, target, settings))
     yield from _guarded("encoding", "both", lambda: target_server.check_encoding(source, target))
     if routes:
         yield from _guarded("enum_labels", "target", lambda: schemas.check_enums(routes))

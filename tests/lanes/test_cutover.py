@@ -31,7 +31,7 @@ def assert_open(rig, text):
 
 def test_a_cutover_is_refused_while_a_lane_does_not_run(laned):
     laned.services[2].terminate(15)
-    report, message = refused(laned)
+    report, message = refused(laned, "--timeout", "10")
     assert report["outcome"] == "refused"
     assert report["steps"][1]["state"] == "pending", "nothing was frozen"
     failed = [gate["message"] for gate in report["gates"] if gate["state"] == "fail"]
