@@ -19,7 +19,7 @@ demo: $(STAMP)  ## two embedded PostgreSQL servers, live writers, snapshot to cu
 
 test: lint $(BIN)/promtool  ## lint, types and all tests but the long ones; ARGS="-k name"
 	@# What fails while three processes share the machine runs once more, alone and in the open: a real fault fails again.
-	$(BIN)/python -m pytest -n 3 --dist loadfile $(ARGS) \
+	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder $(ARGS) \
 		|| $(BIN)/python -m pytest --last-failed --last-failed-no-failures none $(ARGS)
 
 lint: $(STAMP)  ## ruff and mypy

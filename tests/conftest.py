@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import secrets
+import signal
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -33,6 +34,10 @@ ALL_MAJORS = [pytest.param(major, id=f"pg{major}") for major in sorted({m for p 
 ]
 
 
+# Rooms whose tests take longest: at the end, a file of theirs would keep one process busy while the others are idle.
+_FIRST = ("faults", "endurance", "demo", "cli", "security", "slot", "cutover", "lanes", "access", "snapshot")
+
+
 @dataclass
 class DatabasePair:
     """A source and a target server with one fresh, empty database on each."""
@@ -47,13 +52,26 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--soak", action="store_true", help="run the tests that take minutes too")
 
 
+def pytest_configure() -> None:
+    # A shell ignores Ctrl-C for what it starts in the background, and so would every process that the tests interrupt.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    # They start the command line hundreds of times: it need not be compiled each time.
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: _turn(item.path.relative_to(config.rootpath / "tests").parts[0]))
     if config.getoption("--soak"):
         return
     soak = [item for item in items if item.get_closest_marker("soak")]
     if soak:
         config.hook.pytest_deselected(items=soak)
         items[:] = [item for item in items if item not in soak]
+
+
+def _turn(room: str) -> int:
+    return _FIRST.index(room) if room in _FIRST else len(_FIRST)
 
 
 def no_server(reason: str) -> None:

@@ -114,6 +114,25 @@ def test_writers_survive_a_restart_and_a_crash(own_servers):
     assert workload.stats.reconnects >= 2
 
 
+def test_a_connection_lost_at_a_rollback_is_a_lost_connection(source, monkeypatch):
+    """The driver warns of the rollback that failed and passes on the exception that asked for it."""
+    lost = []
+
+    def lose(tx):
+        lost.append(tx.conn.info.backend_pid)
+        with psycopg.connect(source) as other:
+            other.execute("SELECT pg_terminate_backend(%s, 10000)", lost[-1:])
+        raise psycopg.Rollback
+
+    choose = Transactions.choose
+    monkeypatch.setattr(Transactions, "choose", lambda self: choose(self) if lost else lose)
+    with Workload(source, seed=1, writers=1) as workload:
+        workload.wait_for(5)
+    assert workload.stats.errors == []
+    assert workload.stats.rejected == 1
+    assert workload.stats.reconnects == 1
+
+
 def test_refused_writes_are_counted_and_writing_goes_on_when_allowed(source, pair):
     with Workload(source, seed=1, writers=1) as workload:
         workload.wait_for(5)

@@ -174,7 +174,7 @@ class Workload:
             with self._lock:
                 self.stats.conflicts += 1
             transactions.forget_missing(conn, PARENTS)
-        except _REFUSALS:
+        except (*_REFUSALS, psycopg.Rollback):  # the latter comes out only where the rollback itself failed
             self._reject()
         except psycopg.Error as exc:
             with self._lock:
