@@ -52,8 +52,12 @@ def test_under_live_writers_the_copy_is_the_source_as_of_one_moment(pair, tmp_pa
         @contextmanager
         def exported(*args, **options):
             with export_snapshot(*args, **options) as snapshot:
+                then.rollback()
                 then.execute("BEGIN ISOLATION LEVEL REPEATABLE READ")
                 then.execute(f"SET TRANSACTION SNAPSHOT '{snapshot.name}'")
+                # What a snapshot sees does not survive a TRUNCATE: from here on a writer's has to wait.
+                names = then.execute("SELECT format('%I', tablename) FROM pg_tables WHERE schemaname = 'public'")
+                then.execute(f"LOCK TABLE {', '.join(name for (name,) in names)} IN ACCESS SHARE MODE")
                 yield snapshot
 
         monkeypatch.setattr("snapshot.run.export_snapshot", exported)
