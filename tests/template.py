@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import functools
+import os
 import secrets
+import shutil
 import struct
 import subprocess
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Self
 
 import psycopg
@@ -15,20 +18,47 @@ from psycopg import sql
 from replicator.demo.installations import find_installations, server_account
 from replicator.demo.servers import Server
 
+# A database is 300 files: on a disk a new one took 0.3 s, most of what many a test takes; here it takes 0.02 s.
+MEMORY = Path("/dev/shm")
+_ENOUGH_BYTES = 4 << 30
+_IN_MEMORY = {"max_wal_size": "512MB"}
+# A password is hashed 4096 times by whoever connects, and tests connect all the time.
+_QUICK_LOGIN = {"scram_iterations": "1"}
+
 _POLYNOMIAL = 0x82F63B78  # CRC-32C, reflected
 
 
 class CopiedServer(Server):
-    """Like a `Server`, with a ``system_identifier`` and a password of its own: both tell servers apart."""
+    """Like a `Server`, with a ``system_identifier`` and a password of its own: both tell servers apart.
+
+    It lies in memory where there is room, unless it is to be durable.
+    """
 
     @classmethod
-    def start(cls, major: int, *, settings: Mapping[str, str] | None = None, durable: bool = False) -> Self:
-        server = super().start(major, settings=settings, durable=durable)
+    def start(
+        cls,
+        major: int,
+        *,
+        settings: Mapping[str, str] | None = None,
+        durable: bool = False,
+        parent: Path | None = None,
+    ) -> Self:
+        if parent is None and not durable:
+            parent = memory()
+        own = (_IN_MEMORY if parent == MEMORY else {}) | (_QUICK_LOGIN if major >= 16 else {})
+        server = super().start(major, settings=own | dict(settings or {}), durable=durable, parent=parent)
         password = secrets.token_urlsafe(16)
         with psycopg.connect(server.socket_dsn) as conn:
             conn.execute(sql.SQL("ALTER ROLE postgres PASSWORD {}").format(sql.Literal(password)))
         server.password = password
         return server
+
+    def create_database(self, name: str) -> str:
+        # Written to the WAL, which is the default, it takes twice as long.
+        strategy = sql.SQL("STRATEGY file_copy" if self.major >= 15 else "")
+        with psycopg.connect(self.dsn(), autocommit=True) as conn:
+            conn.execute(sql.SQL("CREATE DATABASE {} {}").format(sql.Identifier(name), strategy))
+        return self.dsn(name)
 
     def _initdb(self, settings: Mapping[str, str]) -> None:
         template = _template(self.major)
@@ -50,6 +80,12 @@ class CopiedServer(Server):
 def _template(major: int) -> Server:
     """Initialized, never started; gone with this process."""
     return Server(major, find_installations()[major], server_account(), {})
+
+
+def memory() -> Path | None:
+    """A directory in memory with room for a server; None: there is none."""
+    is_there = MEMORY.is_dir() and os.access(MEMORY, os.W_OK)
+    return MEMORY if is_there and shutil.disk_usage(MEMORY).free >= _ENOUGH_BYTES else None
 
 
 def with_identifier(control: bytes, identifier: int) -> bytes:

@@ -3,6 +3,7 @@
 import psycopg
 import pytest
 
+from tests import template
 from tests.conftest import ALL_MAJORS
 
 IDENTITY = "SELECT system_identifier FROM pg_control_system()"
@@ -20,3 +21,15 @@ def test_copies_have_identifiers_and_passwords_of_their_own(start_server, major)
     assert one.password != other.password
     with pytest.raises(psycopg.OperationalError, match="password"):
         psycopg.connect(one.dsn().replace(one.password, other.password))
+
+
+def test_a_server_lies_in_memory_where_there_is_room_and_durability_is_not_the_point(start_server, pair, monkeypatch):
+    assert template.memory() in (template.MEMORY, None)
+    monkeypatch.setattr(template, "_ENOUGH_BYTES", 1)
+    if template.memory() is None:
+        pytest.skip("there is no directory in memory here")
+    assert start_server(pair.target.major).data_directory.is_relative_to(template.MEMORY)
+    assert not start_server(pair.target.major, durable=True).data_directory.is_relative_to(template.MEMORY)
+    monkeypatch.setattr(template, "_ENOUGH_BYTES", 1 << 60)
+    assert template.memory() is None
+    assert not start_server(pair.target.major).data_directory.is_relative_to(template.MEMORY)

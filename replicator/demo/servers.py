@@ -78,7 +78,15 @@ class Server:
     Use it as a context manager, or call `remove` at the end. Not safe for several threads at once.
     """
 
-    def __init__(self, major: int, bin_dir: Path, account: Account | None, settings: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        major: int,
+        bin_dir: Path,
+        account: Account | None,
+        settings: Mapping[str, str],
+        *,
+        parent: Path | None = None,
+    ) -> None:
         """Prefer `start`: this prepares the data directory and starts nothing."""
         self.major = major
         self.password = secrets.token_urlsafe(16)
@@ -87,7 +95,7 @@ class Server:
         self._process: subprocess.Popen[bytes] | None = None
         self._log_start = 0
         self._port_is_known = False
-        self._directory = Path(tempfile.mkdtemp(prefix=f"rpg{major}-"))
+        self._directory = Path(tempfile.mkdtemp(prefix=f"rpg{major}-", dir=parent))
         if account is not None:
             os.chown(self._directory, account.uid, account.gid)
         self._watchdog = self._popen(
@@ -103,13 +111,21 @@ class Server:
             raise
 
     @classmethod
-    def start(cls, major: int, *, settings: Mapping[str, str] | None = None, durable: bool = False) -> Self:
+    def start(
+        cls,
+        major: int,
+        *,
+        settings: Mapping[str, str] | None = None,
+        durable: bool = False,
+        parent: Path | None = None,
+    ) -> Self:
         """Initialize and start a server; returns when it accepts connections.
 
         Args:
             major: one of `find_installations`.
             settings: configuration parameters that override ours.
             durable: keep fsync and full_page_writes on, as a real server would.
+            parent: where its directory is made; default: among the temporary files.
 
         Raises:
             ConfigError: no installation of this major.
@@ -122,7 +138,7 @@ class Server:
                 hint="install replicator[demo], or name directories of its programs in REPLICATOR_PG_BIN",
             )
         merged = _SETTINGS | ({} if durable else _NOT_DURABLE) | dict(settings or {})
-        server = cls(major, installations[major], server_account(), merged)
+        server = cls(major, installations[major], server_account(), merged, parent=parent)
         try:
             server.start_again()
         except BaseException:
