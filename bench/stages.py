@@ -119,7 +119,7 @@ def _receive(settings: Settings, end: Lsn) -> tuple[float, list[bytes]]:
     frames: list[bytes] = []
     conn = connect(settings.source.dsn, "source", purpose="bench", replication=True)
     try:
-        start_replication(conn, slot, settings.source.publication, ZERO)
+        start_replication(conn, slot, settings.source.publication, ZERO, ahead=False)
         pgconn = conn.pgconn
         before = time.thread_time()
         while True:

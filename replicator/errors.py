@@ -36,6 +36,10 @@ class TransientError(ReplicatorError):
     advanced: bool = False  # whether something was committed before it: then the next retry comes at once
 
 
+class TooEarly(TransientError):
+    """A transaction was read ahead of its commit, and cannot be: read whole transactions instead."""
+
+
 class ProtocolError(ReplicatorError):
     """Bytes that the replication protocol does not allow: stop."""
 

@@ -12,7 +12,7 @@ from types import FrameType
 
 from replicator import metrics
 from replicator.config import Settings
-from replicator.errors import ReplicatorError, SchemaMismatch, StateError, TransientError
+from replicator.errors import ReplicatorError, SchemaMismatch, StateError, TooEarly, TransientError
 from replicator.failpoints import failpoint
 from replicator.logs import get_logger
 from replicator.model.lsn import Lsn
@@ -85,6 +85,7 @@ class Service:
         self._last_stream: Peer | None = None
         self._told = False  # whether `status` shows a problem that may be over
         self._settled: set[Hashable] = set()  # doubts about relations that the catalogs have settled
+        self._ahead = True  # until that went wrong once
         self._fresh_look = False  # whether the catalogs were just read again because of a mismatch
 
     def run(self) -> None:
@@ -195,10 +196,24 @@ class Service:
                 lsn = emit_heartbeat(source)
             if self._until_caught_up and self._until is None:
                 self._until = lsn
-        stream = Stream(self._settings, routes, writer=writer, stop=self.stop, until=self._until, settled=self._settled)
+        stream = Stream(
+            self._settings,
+            routes,
+            writer=writer,
+            stop=self.stop,
+            until=self._until,
+            settled=self._settled,
+            ahead=self._ahead,
+        )
         try:
             outcome = stream.run()
+        except TooEarly as exc:
+            log.info("large transactions are applied once they have committed, from here on", reason=exc.message)
+            self._ahead = False
+            return None, stream.advanced
         except TransientError as exc:
+            # Should it be the transaction that the server fails over, it does not come in pieces again.
+            self._ahead = self._ahead and not stream.is_ahead
             exc.advanced = stream.advanced
             raise
         except SchemaMismatch as exc:

@@ -1,4 +1,4 @@
-"""The messages of pgoutput, protocol version 1, in PostgreSQL's own words.
+"""The messages of pgoutput, protocol version 2, in PostgreSQL's own words.
 
 Times are microseconds since 2000-01-01 UTC, as on the wire (``framing.unix_seconds``). OIDs are the source's.
 """
@@ -124,4 +124,48 @@ class LogicalMessage:
     content: bytes
 
 
-Message = Begin | Commit | Origin | Relation | TypeMessage | Insert | Update | Delete | Truncate | LogicalMessage
+@dataclass(frozen=True, slots=True)
+class StreamStart:
+    """``S``: up to StreamStop come changes of a transaction that is still in progress, or may yet be rolled back."""
+
+    xid: int
+    is_first: bool
+
+
+@dataclass(frozen=True, slots=True)
+class StreamStop:
+    """``E``: what follows is of another transaction, or a later piece of the same one."""
+
+
+@dataclass(frozen=True, slots=True)
+class StreamCommit:
+    """``c``: the transaction that came in pieces has committed; ``commit`` as of any other."""
+
+    xid: int
+    commit: Commit
+
+
+@dataclass(frozen=True, slots=True)
+class StreamAbort:
+    """``A``: it was rolled back, or (``subxid`` another than ``xid``) what it did since a savepoint."""
+
+    xid: int
+    subxid: int
+
+
+Message = (
+    Begin
+    | Commit
+    | Origin
+    | Relation
+    | TypeMessage
+    | Insert
+    | Update
+    | Delete
+    | Truncate
+    | LogicalMessage
+    | StreamStart
+    | StreamStop
+    | StreamCommit
+    | StreamAbort
+)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from replicator import pgoutput
-from replicator.errors import ProtocolError, SchemaMismatch, UnmappedId
+from replicator.errors import ProtocolError, SchemaMismatch, TooEarly, UnmappedId
 from replicator.model.change import Op
 from replicator.model.lsn import ZERO, Lsn
 from replicator.model.row import UNCHANGED, Row
@@ -16,7 +16,7 @@ from replicator.model.schema import TableName
 from replicator.routing.idmap import Unmapped
 from replicator.source import messages
 from replicator.stream.batch import Batch, Event, Truncation, Unmap, fill
-from replicator.stream.lookup import MapChange
+from replicator.stream.lookup import LookupFollower, MapChange
 from replicator.stream.relations import Relations, RoutedTable, check_width
 
 _INSERT, _UPDATE, _DELETE = Op.INSERT, Op.UPDATE, Op.DELETE
@@ -41,6 +41,9 @@ class Assembler:
     """Follows the transactions of the stream. Feed it every message, in order.
 
     A transaction whose commit lies before ``applied`` has been applied already and is skipped; nothing else is.
+
+    A large one may come while it is still in progress. Its parts are handed on ahead of its commit as long as nothing
+    else comes in between: `TooEarly` asks for a stream of whole transactions.
     """
 
     def __init__(
@@ -72,7 +75,9 @@ class Assembler:
         self._in_parts = False
         self._referenced = referenced
         self._skipping = False
-        self._final_lsn = ZERO
+        self._final_lsn = ZERO  # of the transaction in progress: that of the last one, its own is not known yet
+        self._in_progress: int | None = None  # its ID
+        self.in_stream = False  # the next messages are of it
         self._handlers: dict[type, Callable[[Any], Batch | None]] = {
             pgoutput.Insert: self._insert,
             pgoutput.Update: self._update,
@@ -84,6 +89,10 @@ class Assembler:
             pgoutput.LogicalMessage: self._message,
             pgoutput.TypeMessage: _nothing,
             pgoutput.Origin: _nothing,
+            pgoutput.StreamStart: self._stream_start,
+            pgoutput.StreamStop: self._stream_stop,
+            pgoutput.StreamCommit: self._stream_commit,
+            pgoutput.StreamAbort: self._stream_abort,
         }
 
     @property
@@ -98,11 +107,15 @@ class Assembler:
             ProtocolError: messages in an order that the protocol does not allow.
             SchemaMismatch: a relation or row that its route cannot take.
             UnmappedId: an ID without a target ID, and the policy says stop. ``exc.unmapped`` holds them.
+            TooEarly: a transaction in progress cannot be applied ahead of its commit.
         """
         try:
             done = self._handlers[type(message)](message)
-        except UnmappedId as exc:
-            exc.unmapped = frozenset(self._take_unmapped())
+        except (SchemaMismatch, UnmappedId) as exc:
+            if self._in_progress is not None:  # who knows whether it commits
+                raise TooEarly(exc.message) from exc
+            if isinstance(exc, UnmappedId):
+                exc.unmapped = frozenset(self._take_unmapped())
             raise
         if done is not None:
             return done
@@ -137,6 +150,8 @@ class Assembler:
         return self._events
 
     def _begin(self, begin: pgoutput.Begin) -> None:
+        if self._in_progress is not None:
+            raise TooEarly("another transaction has committed first")
         if self._events is not None:
             raise ProtocolError(f"BEGIN for {begin.final_lsn} inside the transaction of {self._final_lsn}")
         if begin.final_lsn <= self._final_lsn:
@@ -166,6 +181,37 @@ class Assembler:
         self._events, self._size, self._in_parts, self._fence = None, 0, False, None
         return full
 
+    def _stream_start(self, start: pgoutput.StreamStart) -> None:
+        if self.in_stream or start.is_first != (start.xid != self._in_progress):
+            raise ProtocolError(f"a piece of transaction {start.xid} came out of order")
+        if self._in_progress is None:
+            if self._events is not None:
+                raise ProtocolError(f"transaction {start.xid} came inside the transaction of {self._final_lsn}")
+            # The server sends none in progress before the position that we began with: it commits behind that.
+            self._final_lsn = max(self._final_lsn, self._applied)
+            self._events, self._skipping, self._in_progress = [], False, start.xid
+        elif start.is_first:
+            raise TooEarly("another transaction in progress came in between")
+        self.in_stream = True
+
+    def _stream_stop(self, _: pgoutput.StreamStop) -> None:
+        if not self.in_stream:
+            raise ProtocolError("a piece of a transaction ended that did not begin")
+        self.in_stream = False
+
+    def _stream_commit(self, end: pgoutput.StreamCommit) -> Batch | None:
+        if self.in_stream or end.xid != self._in_progress:
+            raise ProtocolError(f"the commit of transaction {end.xid} came out of order")
+        if end.commit.commit_lsn < self._final_lsn:
+            raise ProtocolError(f"a transaction of {end.commit.commit_lsn} came behind that of {self._final_lsn}")
+        self._in_progress, self._final_lsn = None, end.commit.commit_lsn
+        return self._commit(end.commit)
+
+    def _stream_abort(self, abort: pgoutput.StreamAbort) -> None:
+        if self.in_stream or abort.xid != self._in_progress:
+            raise ProtocolError(f"the end of transaction {abort.xid} came out of order")
+        raise TooEarly("it was rolled back, wholly or to a savepoint")
+
     def _fits(self, events: list[Event]) -> bool:
         """Whether these may follow the gathered transactions in one batch; see `Batch.is_last`."""
         batch = self._gathered
@@ -179,6 +225,7 @@ class Assembler:
         """End this part of a transaction; the next one goes on."""
         events = self._transaction()
         part = Batch(events, self._size, complete=False, final_part=self._in_parts)
+        part.in_progress = self._in_progress is not None
         part.ends.append((len(events), self._final_lsn))
         part.unmapped |= self._take_unmapped()
         self._note_in(part)
@@ -208,6 +255,11 @@ class Assembler:
 
     def _relation(self, relation: pgoutput.Relation) -> None:
         self._gather_unmapped()  # what the old shape met, before it is replaced
+        known = self._relations.by_oid.get(relation.oid)
+        if self._in_progress is not None and known is not None:
+            if known.relation != relation:
+                raise TooEarly(f"{known}: the transaction alters it")
+            return  # each transaction in progress brings those of all its rows
         self._relations.add(relation, self._final_lsn)
 
     def _insert(self, insert: pgoutput.Insert) -> None:
@@ -224,9 +276,11 @@ class Assembler:
             )
         if table.lookups:
             self._follow(events, table, None, new)
-        if self._final_lsn >= table.skip_before:
-            events.append((_INSERT, table, None, table.row(new)))
-            self._size += table.width * _FIELD_BYTES
+        if self._final_lsn < table.skip_before:
+            self._pass_over(table)
+            return
+        events.append((_INSERT, table, None, table.row(new)))
+        self._size += table.width * _FIELD_BYTES
 
     def _update(self, update: pgoutput.Update) -> None:
         events = self._transaction()
@@ -242,6 +296,7 @@ class Assembler:
         if table.lookups:
             self._follow(events, table, old, new)
         if self._final_lsn < table.skip_before:
+            self._pass_over(table)
             return
         row = table.row(new)
         old_key: Row | None = None
@@ -265,6 +320,7 @@ class Assembler:
         if table.lookups:
             self._follow(events, table, delete.old, None)
         if self._final_lsn < table.skip_before:
+            self._pass_over(table)
             return
         key = table.old_key(delete.old) if table.has_key else table.row(delete.old)
         events.append((_DELETE, table, key, None))
@@ -277,8 +333,10 @@ class Assembler:
         named = [self._relations[oid] for oid in truncate.relation_oids]
         for table in named:
             # Also where the rows are skipped: a lookup is followed from the slot's own position on.
-            for lookup in table.lookups:
+            for lookup in self._lookups_of(table):
                 self._note(events, lookup.clear())
+            if self._final_lsn < table.skip_before:
+                self._pass_over(table)
         tables = tuple(table for table in named if self._final_lsn >= table.skip_before)
         for table in tables:
             if table.mismatch is not None:
@@ -300,8 +358,18 @@ class Assembler:
         return None
 
     def _follow(self, events: list[Event], table: RoutedTable, old: Row | None, new: Row | None) -> None:
-        for lookup in table.lookups:
+        for lookup in self._lookups_of(table):
             self._note(events, lookup.follow(table.layout, old, new))
+
+    def _lookups_of(self, table: RoutedTable) -> tuple[LookupFollower, ...]:
+        if table.lookups and self._in_progress is not None:  # entries change at once, also for who remaps meanwhile
+            raise TooEarly(f"{table}: its rows change an ID map")
+        return table.lookups
+
+    def _pass_over(self, table: RoutedTable) -> None:
+        """The table's own snapshot holds the open transaction, and its change is left out."""
+        if self._in_progress is not None:
+            raise TooEarly(f"{table}: whether its changes count depends on the commit")
 
     def _note(self, events: list[Event], changes: list[MapChange]) -> None:
         if changes:

@@ -69,6 +69,7 @@ class Batch:
     fence: str | None = None
     complete: bool = True
     final_part: bool = False  # the end of a transaction that began in earlier parts
+    in_progress: bool = False  # a part of a transaction that has not committed yet, and may be rolled back
     map_changes: dict[tuple[str, str], str | None] = field(default_factory=dict)  # (map, source ID) → target ID
     unmapped: set[Unmapped] = field(default_factory=set)
     remap: bool = False  # IDs that were met unmapped have target IDs now: columns written meanwhile catch up

@@ -44,6 +44,10 @@ class Inbox:
             self._position = max(self._position, lsn)
 
     def _put_batch(self, batch: Batch) -> None:
+        if batch.complete:
+            batch.end_lsn = max(batch.end_lsn, self._position)
+        # Or it would come out between the parts of a transaction, and commit the first of them.
+        self._position = ZERO
         self._bytes += batch.size
         metrics.QUEUE_BYTES.set(self._bytes)
         if self._batches and batch.complete:

@@ -57,12 +57,16 @@ class Receiver:
         inbox: Inbox,
         committed: Callable[[], Lsn],
         before_transaction: Callable[[], None],
+        ahead: bool,
     ) -> None:
-        """``committed``: the checkpoint; ``before_transaction`` is called in this thread between transactions."""
+        """``committed``: the checkpoint; ``before_transaction`` is called in this thread between transactions;
+        ``ahead``: take large transactions while they are in progress.
+        """
         self._conn = conn
         self._slot, self._publication, self._start = slot, publication, start
         self._assembler, self._inbox, self._committed = assembler, inbox, committed
         self._before_transaction = before_transaction
+        self._ahead = ahead
         self._received = start
         self._next_feedback = 0.0
         self._silence = Silence(conn)
@@ -78,7 +82,7 @@ class Receiver:
             SlotLost, TransientError, ConfigError, …: the server will not stream.
         """
         with translated("source"):
-            start_replication(self._conn, self._slot, self._publication, self._start)
+            start_replication(self._conn, self._slot, self._publication, self._start, ahead=self._ahead)
         self._thread.start()
 
     def stop(self) -> None:
@@ -124,7 +128,7 @@ class Receiver:
                 talking = True
                 frame = bytes(data)
                 if frame[0] == XLOG_DATA:
-                    batch = feed(decode(frame, XLOG_DATA_HEADER_BYTES), length)
+                    batch = feed(decode(frame, XLOG_DATA_HEADER_BYTES, assembler.in_stream), length)
                     if batch is not None:
                         self._hand_over(batch)
                         break  # the inbox may be full
@@ -206,11 +210,17 @@ class Receiver:
         raise TransientError("source: the server ended the stream")
 
 
-def start_replication(conn: Connection, slot: str, publication: str, start: Lsn) -> None:
-    """Enter CopyBoth mode. A string in the statement, not a parameter: a replication session takes none."""
+def start_replication(conn: Connection, slot: str, publication: str, start: Lsn, *, ahead: bool) -> None:
+    """Enter CopyBoth mode; ``ahead``: transactions larger than the server's ``logical_decoding_work_mem`` come in
+    pieces while they are in progress.
+    """
+    # Strings in the statement, not parameters: a replication session takes none.
     statement = sql.SQL(
-        "START_REPLICATION SLOT {} LOGICAL {} (proto_version '1', publication_names {}, binary 'true', messages 'true')"
-    ).format(sql.Identifier(slot), sql.SQL(str(start)), _string(_quoted(publication)))
+        "START_REPLICATION SLOT {} LOGICAL {} "
+        "(proto_version '2', publication_names {}, binary 'true', messages 'true', streaming {})"
+    ).format(
+        sql.Identifier(slot), sql.SQL(str(start)), _string(_quoted(publication)), _string("on" if ahead else "off")
+    )
     pgconn = conn.pgconn
     pgconn.send_query(statement.as_bytes(conn))
     while pgconn.is_busy():

@@ -15,18 +15,18 @@ from psycopg import errors
 
 from replicator import metrics
 from replicator.config import Settings
-from replicator.errors import StateError, UnmappedId
+from replicator.errors import ProtocolError, RowRejected, SchemaMismatch, StateError, TooEarly, UnmappedId
 from replicator.failpoints import failpoint
 from replicator.logs import get_logger
 from replicator.model.change import Op
 from replicator.model.lsn import ZERO, Lsn
-from replicator.model.schema import TableName, show_table
+from replicator.model.schema import TableName
 from replicator.pgoutput import unix_seconds
 from replicator.postgres.connection import Connection, connect, query, translated
 from replicator.postgres.pipeline import Prepared
 from replicator.postgres.session import Peer
 from replicator.routes import load_referenced
-from replicator.routing.idmap import IdMaps, Unmapped
+from replicator.routing.idmap import IdMaps
 from replicator.routing.route import Route
 from replicator.stream.applier import Applier
 from replicator.stream.assembler import Assembler
@@ -41,15 +41,17 @@ from replicator.stream.receiver import Receiver
 from replicator.stream.refusals import NOT_SET_ASIDE, DeferredRefusal, explain
 from replicator.stream.relations import Relations
 from replicator.stream.retry import retry
+from replicator.stream.tally import Tally
 from replicator.stream.watchdog import Watchdog
 from replicator.target.idmaps import load_maps, record_unmapped
 from replicator.target.role import may_be_replica
-from replicator.target.state import Checkpoint, add_rows_applied, load_checkpoint, load_table_states, set_phase
+from replicator.target.state import Checkpoint, load_checkpoint, load_table_states, set_phase
 
 log = get_logger(__name__)
 
 _TICK_S = 1.0  # between two looks at the state schema
 _TAKE_S = 0.2  # how long a stop may go unnoticed while nothing comes in
+_PATIENCE_S = 5.0  # how long the target's transaction stays open for one in progress that does not go on
 _IDLE_S = 8.0  # heartbeats come every 5 s: after this without news the lag counts from the last commit again
 
 
@@ -74,8 +76,11 @@ class Stream:
         stop: threading.Event,
         until: Lsn | None,
         settled: Collection[Hashable] = (),
+        ahead: bool = False,
     ) -> None:
-        """``until``: end once that is committed; ``stop``: end as soon as possible; ``settled``: see `Relations`."""
+        """``until``: end once that is committed; ``stop``: end as soon as possible; ``settled``: see `Relations`;
+        ``ahead``: apply large transactions while they are in progress.
+        """
         self._settled = settled
         self._lookout = Lookout(settings, routes)
         self._settings, self._routes, self._writer, self._stop, self._until = settings, routes, writer, stop, until
@@ -88,10 +93,10 @@ class Stream:
         self._commit_time = self._checkpoint.commit_time
         self._news_at = time.monotonic()
         self._next_tick = 0.0
-        self._applied_rows: Counter[TableName] = Counter()
+        self._tally = Tally()
         self._in_parts = False
-        self._counts: Counter[tuple[Op, TableName]] = Counter()  # applied, not committed yet
-        self._unmapped: set[Unmapped] = set()
+        self._ahead = ahead
+        self.is_ahead = False  # what is being applied may yet be rolled back on the source
         self.advanced = False  # whether this run committed anything: a retry that does is worth its while
 
     def run(self) -> Outcome:
@@ -99,6 +104,7 @@ class Stream:
 
         Raises:
             TransientError: a connection was lost; run again from the checkpoint.
+            TooEarly: run again, not ahead.
             SlotLost, SchemaMismatch, RowRejected, UnmappedId, …: stop.
         """
         with contextlib.ExitStack() as stack:
@@ -120,8 +126,8 @@ class Stream:
         """What the last second applied. Only a count: losing it to an outage is no reason to fail."""
         with contextlib.suppress(psycopg.Error):
             applier.rollback()
-            if self._applied_rows:
-                add_rows_applied(self._writer, self._slot, self._applied_rows)
+            if self._tally.has_rows:
+                self._tally.store(self._writer, self._slot)
 
     def _prepare(self) -> tuple[Applier, Receiver]:
         with translated("target"):
@@ -167,6 +173,7 @@ class Stream:
             inbox=self._inbox,
             committed=lambda: self._committed,
             before_transaction=self._map_news.take,
+            ahead=self._ahead,
         )
 
     def _apply_until_done(self, applier: Applier) -> Outcome:
@@ -182,6 +189,8 @@ class Stream:
             try:
                 if batch is not None:
                     self._handle(applier, batch)
+                elif self.is_ahead and time.monotonic() - self._news_at > _PATIENCE_S:
+                    raise TooEarly("the source does not go on with it")
                 if not self._in_parts and time.monotonic() >= self._next_tick:
                     outcome = self._tick(applier)
                     if outcome is not None:
@@ -198,6 +207,8 @@ class Stream:
                 return Outcome.REACHED
 
     def _handle(self, applier: Applier, batch: Batch) -> None:
+        if self._in_parts and not batch.final_part:
+            raise ProtocolError("something else came between the parts of a transaction")
         self._news_at = time.monotonic()
         if batch.commit_time:
             self._commit_time = dt.datetime.fromtimestamp(unix_seconds(batch.commit_time), dt.UTC)
@@ -209,8 +220,7 @@ class Stream:
             return
         started = time.monotonic()
         self._in_parts = not batch.complete
-        self._counts.update(self._apply(applier, batch))
-        self._unmapped |= batch.unmapped
+        self._tally.add(self._apply(applier, batch), batch.unmapped)
         if not batch.complete:
             return
         metrics.TRANSACTIONS.inc(batch.transactions)
@@ -220,6 +230,9 @@ class Stream:
 
     def _apply(self, applier: Applier, batch: Batch) -> Counter[tuple[Op, TableName]]:
         """Apply a batch and, if it is complete, commit it; what went in."""
+        self.is_ahead = batch.in_progress
+        if self.is_ahead:
+            return self._apply_ahead(applier, batch)
         lsn = max(batch.end_lsn, self._committed)
         try:
             counts = applier.commit_at_once(batch, self._checkpoint_at(lsn, batch.fence))
@@ -242,15 +255,19 @@ class Stream:
             self._store(applier, lsn, batch.fence)
         return counts
 
+    def _apply_ahead(self, applier: Applier, batch: Batch) -> Counter[tuple[Op, TableName]]:
+        """A part of a transaction that may yet be rolled back: what is wrong with it is nobody's business before."""
+        try:
+            counts = applier.apply(batch)
+        except (RowRejected, SchemaMismatch) as exc:
+            raise TooEarly(exc.message) from exc
+        if self._quarantine.holds:
+            raise TooEarly("changes are in quarantine, or would have to be")
+        return counts
+
     def _count(self) -> None:
         """What was committed just now, earlier parts of the same transaction included."""
-        for (op, table), count in self._counts.items():
-            metrics.CHANGES.labels(table=show_table(table), op=op.value).inc(count)
-            self._applied_rows[table] += count
-        for unmapped in self._unmapped:
-            metrics.UNMAPPED_IDS.labels(map=unmapped.map).inc()
-        self._counts.clear()
-        self._unmapped.clear()
+        self._tally.committed()
         self._quarantine.report()
 
     def _store(self, applier: Applier, lsn: Lsn, fence: str | None = None) -> None:
@@ -281,11 +298,11 @@ class Stream:
 
     def _tick(self, applier: Applier) -> Outcome | None:
         """Once a second: store the position, look for what the commands ask of us."""
-        if self._applied_rows:
+        if self._tally.has_rows:
             applier.begin()
-            add_rows_applied(self._writer, self._slot, self._applied_rows)
+            self._tally.store(self._writer, self._slot)
         self._store(applier, max(self._pending, self._committed))
-        self._applied_rows.clear()
+        self._tally.stored()
         if self._lookout.is_due(altered=self._relations.altered):
             self._relations.altered = False
             self._lookout.look(self._open_source(), self._writer)
@@ -319,20 +336,16 @@ class Stream:
     def _retry(self, applier: Applier) -> None:
         """`quarantine retry` was here."""
         applier.begin()
-        self._counts.update(retry(self._writer, self._slot, self._routes, self._maps, applier.attempt))
+        self._tally.add(retry(self._writer, self._slot, self._routes, self._maps, applier.attempt))
         self._store(applier, self._committed)
         self._count()
         self._quarantine.load()
 
     def _load_quarantine(self, *, live: bool) -> Quarantine:
         stream = self._settings.stream
+        takes = stream.on_rejected_row == "quarantine"
         quarantine = Quarantine(
-            self._writer,
-            self._slot,
-            self._routes,
-            takes=stream.on_rejected_row == "quarantine",
-            limit=stream.max_quarantined,
-            live=live,
+            self._writer, self._slot, self._routes, takes=takes, limit=stream.max_quarantined, live=live
         )
         quarantine.load()
         return quarantine

@@ -10,13 +10,13 @@ import time
 
 from replicator.errors import ProtocolError
 from replicator.pgoutput import XLOG_DATA_HEADER_BYTES, PrimaryKeepalive, XLogData, decode, parse_frame
-from tests.pgoutput.wire import SAMPLES, encode
+from tests.pgoutput.wire import SAMPLES, encode, in_stream
 
 # Numbers at the edges of what lengths, counts and flags can be.
 _EDGES = [
     number.to_bytes(size, "big")
     for size, numbers in {
-        1: (0, 1, 2, 3, 4, 0x7F, 0x80, 0xFF, *b"BCORYIUDTMNKObnutdfi"),
+        1: (0, 1, 2, 3, 4, 0x7F, 0x80, 0xFF, *b"BCORYIUDTMNKObnutdfiSEcA"),
         2: (0, 1, 2, 6, 0x7FFF, 0x8000, 0xFFFF),
         4: (0, 1, 2, 4, 0x3FFFFFFF, 0x40000000, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFE, 0xFFFFFFFF),
     }.items()
@@ -69,6 +69,9 @@ def read(data: bytes) -> None:
         message = decode(data, XLOG_DATA_HEADER_BYTES)
         if encode(message) != frame.payload:
             raise AssertionError(f"was accepted as {message!r}")
+        moved = data[:XLOG_DATA_HEADER_BYTES] + in_stream(frame.payload, data[:4])
+        if decode(moved, XLOG_DATA_HEADER_BYTES, True) != message:
+            raise AssertionError(f"{moved!r} was not accepted in a stream")
 
 
 _LONGEST_S = 5.0  # for one message: a thousand times what the largest of them takes, on a busy machine

@@ -24,6 +24,10 @@ from replicator.pgoutput import (
     Origin,
     Relation,
     RelationColumn,
+    StreamAbort,
+    StreamCommit,
+    StreamStart,
+    StreamStop,
     TextField,
     Truncate,
     TypeMessage,
@@ -31,7 +35,7 @@ from replicator.pgoutput import (
     decode,
 )
 from tests.pgoutput.fuzz_decoder import mutate
-from tests.pgoutput.wire import COLUMNS, SAMPLES, encode, text_field
+from tests.pgoutput.wire import COLUMNS, SAMPLES, encode, in_stream, text_field
 
 each_sample = pytest.mark.parametrize("message", SAMPLES, ids=lambda message: type(message).__name__)
 
@@ -53,6 +57,19 @@ def test_message_cut_at_any_byte_is_refused(message):
     for length in range(len(payload)):
         with pytest.raises(ProtocolError):
             decode(payload[:length])
+
+
+@each_sample
+@pytest.mark.parametrize("xid", [b"\0\0\0\1", b"\xff" * 4, b"KNOT"])
+def test_in_a_stream_changes_have_a_transaction_id_behind_their_type(message, xid):
+    payload = in_stream(encode(message), xid)
+    assert decode(payload, 0, True) == message
+    assert decode(b"header" + payload, 6, True) == message
+    for length in range(len(payload)):
+        with pytest.raises(ProtocolError):
+            decode(payload[:length], 0, True)
+    with pytest.raises(ProtocolError):
+        decode(payload + b"\0", 0, True)
 
 
 @each_sample
@@ -89,6 +106,14 @@ BYTES = [
     (b"T\0\0\0\x01\x01\0\0\x40\x01", Truncate((16385,), True, False)),
     (b"T\0\0\0\x02\x02\0\0\x40\x01\0\0\x40\x02", Truncate((16385, 16386), False, True)),
     (b"M\x01" + bytes(7) + b"\x03p\0\0\0\0\x02\0\xff", LogicalMessage(True, Lsn(3), "p", b"\0\xff")),
+    (b"S\0\0\x02\xf1\x01", StreamStart(753, True)),
+    (b"S\0\0\x02\xf1\0", StreamStart(753, False)),
+    (b"E", StreamStop()),
+    (
+        b"c\0\0\x02\xf1\0" + bytes(7) + b"\x01" + bytes(7) + b"\x02" + b"\xff" * 8,
+        StreamCommit(753, Commit(0, Lsn(1), Lsn(2), -1)),
+    ),
+    (b"A\0\0\x02\xf1\0\0\x02\xf2", StreamAbort(753, 754)),
 ]
 
 
@@ -118,7 +143,9 @@ def replaced(message: Message, offset: int, new: bytes) -> bytes:
 RELATION = Relation(1, "s", "t", "d", COLUMNS)  # replica identity at 9, count at 10, first column at 12
 FAULTS = {
     "empty payload": b"",
-    "streamed transaction": b"S\0\0\0\x01\x01",
+    "first piece of a transaction neither so nor not": b"S\0\0\0\x01\x02",
+    "commit flags of a transaction in pieces": b"c" + bytes(4) + b"\x01" + bytes(24),
+    "begin of a prepared transaction": b"b" + bytes(33),
     "prepared transaction": b"P\0" + bytes(40),
     "type byte zero": b"\0" * 30,
     "type of the old protocol": b"w" + bytes(30),
@@ -170,7 +197,7 @@ def test_malformed_message_is_refused(payload):
         decode(payload)
 
 
-@pytest.mark.parametrize("kind", sorted(set(range(256)) - set(b"BCORYIUDTM")))
+@pytest.mark.parametrize("kind", sorted(set(range(256)) - set(b"BCORYIUDTMSEcA")))
 def test_types_of_no_or_a_later_protocol_version_are_refused(kind):
     for size in (1, 2, 22, 200):
         with pytest.raises(ProtocolError):

@@ -16,6 +16,10 @@ from replicator.pgoutput import (
     Origin,
     Relation,
     RelationColumn,
+    StreamAbort,
+    StreamCommit,
+    StreamStart,
+    StreamStop,
     TextField,
     Truncate,
     TypeMessage,
@@ -57,6 +61,19 @@ def encode(message: Message) -> bytes:
         case LogicalMessage():
             head = struct.pack(">cBQ", b"M", message.transactional, message.lsn)
             return head + _string(message.prefix) + field(message.content)
+        case StreamStart():
+            return struct.pack(">cIB", b"S", message.xid, message.is_first)
+        case StreamStop():
+            return b"E"
+        case StreamCommit():
+            return b"c" + struct.pack(">I", message.xid) + encode(message.commit)[1:]
+        case StreamAbort():
+            return struct.pack(">cII", b"A", message.xid, message.subxid)
+
+
+def in_stream(payload: bytes, xid: bytes) -> bytes:
+    """The same message as it comes between StreamStart and StreamStop, in the (sub)transaction of four bytes."""
+    return payload[:1] + xid + payload[1:] if payload[:1] in b"RYIUDTM" else payload
 
 
 def _string(text: str) -> bytes:
@@ -133,4 +150,9 @@ SAMPLES: tuple[Message, ...] = (
     Truncate((1, 2, 3), True, True),
     LogicalMessage(True, LSN, "replicator", b"fence\0\xff"),
     LogicalMessage(False, Lsn(0), "", b""),
+    StreamStart(4_294_967_295, True),
+    StreamStart(1, False),
+    StreamStop(),
+    StreamCommit(753, Commit(0, LSN, Lsn(LSN + 1), 838_166_400_000_001)),
+    StreamAbort(753, 4_294_967_295),
 )

@@ -14,9 +14,11 @@ from psycopg.types.json import Jsonb
 
 from replicator import metrics
 from replicator.config import Settings
+from replicator.errors import TooEarly
 from replicator.model.lsn import Lsn
 from replicator.postgres.catalog import server_identity
-from replicator.postgres.connection import connect, query
+from replicator.postgres.connection import Connection, connect, query
+from replicator.postgres.session import end
 from replicator.routes import require_routes
 from replicator.routing.record import record_of
 from replicator.source.messages import emit_fence
@@ -50,10 +52,16 @@ class Case:
         *,
         seed: str = "",
         target_role: str = "",
+        ahead: bool = True,
         **settings: Any,
     ) -> None:
-        """``seed`` runs on both sides, as a snapshot would have left them. ``target_role`` owns the target's tables."""
+        """``seed`` runs on both sides, as a snapshot would have left them. ``target_role`` owns the target's tables.
+
+        ``ahead``: large transactions are applied while they are in progress, in each life until that goes wrong.
+        """
         self.pair = pair
+        self._ahead = ahead
+        self.too_early: list[str] = []  # why it went wrong
         self.source = psycopg.connect(pair.source_dsn, autocommit=True)
         self.target = psycopg.connect(pair.target_dsn, autocommit=True)
         self.slot = self.source.info.dbname
@@ -103,18 +111,35 @@ class Case:
         self.outcome: Outcome | None = None
         self.error: BaseException | None = None
         self._stop = threading.Event()
-        self._writer = connect(self.settings.target.dsn, "target", purpose="apply")
+        self._writer = self._new_writer()
         with connect(self.settings.source.dsn, "source", purpose="catalog") as source:
             states = load_table_states(self._writer, self.slot)
             found = require_survey(self.settings, source, self._writer, states, closely=True)
             accept(self.settings, self._writer, found)
-        self.stream = Stream(self.settings, found.routes, writer=self._writer, stop=self._stop, until=until)
+        self._new_stream = lambda ahead: Stream(
+            self.settings, found.routes, writer=self._writer, stop=self._stop, until=until, ahead=ahead
+        )
+        self.stream = self._new_stream(self._ahead)
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
 
+    def _new_writer(self) -> Connection:
+        return connect(self.settings.target.dsn, "target", purpose="apply")
+
     def _run(self) -> None:
+        """As the service does."""
         try:
-            self.outcome = self.stream.run()
+            try:
+                self.outcome = self.stream.run()
+            except TooEarly as exc:
+                self.too_early.append(exc.message)
+                assert self.stream.peer is not None
+                with connect(self.settings.source.dsn, "source", purpose="catalog") as source:
+                    end(source, self.stream.peer)
+                self._writer.close()
+                self._writer = self._new_writer()
+                self.stream = self._new_stream(False)
+                self.outcome = self.stream.run()
         except BaseException as exc:
             self.error = exc
 

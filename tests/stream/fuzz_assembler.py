@@ -81,6 +81,8 @@ class Session:
     wire: Wire = field(init=False)
     lsn: int = 100
     open_at: int | None = None
+    xid: int | None = None  # of the transaction in progress
+    in_piece: bool = False
     sent: int = 0
     batches: list[Batch] = field(default_factory=list)
     shapes: dict[int, int] = field(default_factory=dict)  # relation OID → number of columns
@@ -95,8 +97,11 @@ class Session:
         if self.is_odd():
             return rng.choice(_ODD)(self)
         if self.open_at is None:
-            return rng.choice((_begin, _begin, _begin, _relation, _message))(self)
-        return rng.choice((_insert, _insert, _update, _update, _delete, _truncate, _relation, _message, _commit))(self)
+            return rng.choice((_begin, _begin, _begin, _piece, _relation, _message))(self)
+        if self.xid is not None and not self.in_piece:
+            return rng.choice((_piece, _piece, _commit_in_progress))(self)
+        end = _commit if self.xid is None else _end_of_piece
+        return rng.choice((_insert, _insert, _update, _update, _delete, _truncate, _relation, _message, end))(self)
 
     def is_odd(self) -> bool:
         return self.rng.random() < self.oddness
@@ -108,8 +113,12 @@ class Session:
             self._take(self.wire.assembler.take())
         if isinstance(message, pgoutput.Begin):
             self.open_at = message.final_lsn
-        elif isinstance(message, pgoutput.Commit):
-            self.open_at = None
+        elif isinstance(message, pgoutput.Commit | pgoutput.StreamCommit):
+            self.open_at = self.xid = None
+        elif isinstance(message, pgoutput.StreamStart):
+            self.open_at, self.xid, self.in_piece = self.lsn, message.xid, True
+        elif isinstance(message, pgoutput.StreamStop):
+            self.in_piece = False
         elif isinstance(message, pgoutput.Relation):
             self.shapes[message.oid] = len(message.columns)
         self.sent += self._counts(message)
@@ -124,6 +133,8 @@ class Session:
         """Whether this must come out as an event: nothing may be left out silently."""
         if not isinstance(message, pgoutput.Insert | pgoutput.Update | pgoutput.Delete) or self.open_at is None:
             return False
+        if self.xid is not None:
+            return True  # or it is refused as too early
         if self.open_at < self.wire.assembler._applied:
             return False
         return self.open_at >= self.wire.relations.by_oid[message.relation_oid].skip_before
@@ -179,6 +190,25 @@ def _commit(session: Session) -> pgoutput.Message:
     lsn = session.open_at or session.lsn
     time_us = session.rng.choice(_TIMES) if session.is_odd() else 5
     return pgoutput.Commit(0, Lsn(lsn), Lsn(lsn + (0 if session.is_odd() else 8)), time_us)
+
+
+def _piece(session: Session) -> pgoutput.Message:
+    xid = session.rng.randrange(1, 4) if session.xid is None or session.is_odd() else session.xid
+    return pgoutput.StreamStart(xid, (session.xid is None) != session.is_odd())
+
+
+def _end_of_piece(_: Session) -> pgoutput.Message:
+    return pgoutput.StreamStop()
+
+
+def _commit_in_progress(session: Session) -> pgoutput.Message:
+    session.lsn = max(session.lsn, session.wire.assembler._applied) + session.rng.randrange(1, 40)
+    lsn = session.rng.randrange(session.lsn) if session.is_odd() else session.lsn
+    return pgoutput.StreamCommit(session.xid or 1, pgoutput.Commit(0, Lsn(lsn), Lsn(lsn + 8), 5))
+
+
+def _abort(session: Session) -> pgoutput.Message:
+    return pgoutput.StreamAbort(session.xid or 1, session.rng.randrange(1, 4))
 
 
 def _insert(session: Session) -> pgoutput.Message:
@@ -245,6 +275,7 @@ def _odd_begin(session: Session) -> pgoutput.Message:
 
 _ODD: Sequence[Callable[[Session], pgoutput.Message]] = (
     _odd_commit, _odd_begin, _begin, _commit, _insert, _update, _delete, _truncate, _message, _relation,
+    _piece, _end_of_piece, _commit_in_progress, _abort,
     lambda _: pgoutput.Origin(Lsn(5), "elsewhere"), lambda _: pgoutput.TypeMessage(90_000, "public", "mood"),
     lambda _: pgoutput.LogicalMessage(True, Lsn(5), "replicator", b"fence:late"),
 )  # fmt: skip

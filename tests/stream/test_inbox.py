@@ -84,6 +84,24 @@ def test_parts_of_a_transaction_stay_apart():
     ]
 
 
+def test_a_position_never_comes_out_between_the_parts_of_a_transaction():
+    """It would be committed there, and with it what came before it of the transaction."""
+    box = inbox()
+    box.put(Position(Lsn(5)))
+    box.put(batch(complete=False))
+    assert not box.take(0).complete
+    assert box.take(0) is None
+    box.put(batch(40, final_part=True))
+    assert [one.end_lsn for one in drain(box)] == [40]
+
+
+def test_a_position_in_front_of_a_batch_goes_with_it():
+    box = inbox()
+    box.put(Position(Lsn(5)))
+    box.put(Batch(remap=True))
+    assert [(one.remap, one.end_lsn) for one in drain(box)] == [(True, 5)]
+
+
 def test_rows_that_were_mapped_anew_wait_for_the_remap():
     box = inbox()
     box.put(batch(10))

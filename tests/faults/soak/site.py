@@ -61,8 +61,12 @@ class Site:
 
     def _prepare(self, majors: tuple[int, int], large: bool) -> None:
         rng = self.rng
-        patience = {"wal_sender_timeout": rng.choice(("3s", "10s", "60s"))}
-        self.source = CopiedServer.start(majors[0], settings=patience)
+        settings = {
+            "wal_sender_timeout": rng.choice(("3s", "10s", "60s")),
+            # What is larger is sent while it is in progress.
+            "logical_decoding_work_mem": rng.choice(("64kB", "1MB", "64MB")),
+        }
+        self.source = CopiedServer.start(majors[0], settings=settings)
         self._stack.callback(self.source.remove)
         self.target = CopiedServer.start(majors[1])
         self._stack.callback(self.target.remove)
@@ -71,7 +75,7 @@ class Site:
             for side, server in (("source", self.source), ("target", self.target))
         }
         source_dsn, target_dsn = self.source.create_database("app"), self.target.create_database("app")
-        self.map_file, settings = self.directory / "user-mapping.json", self.directory / "replicator.toml"
+        self.map_file, config = self.directory / "user-mapping.json", self.directory / "replicator.toml"
         with psycopg.connect(source_dsn) as conn:
             conn.execute(source_schema() + extras_schema() + load.SCHEMA)
             generate(conn, rng.choice((2_000, 6_000)), seed=self._seed)
@@ -90,9 +94,9 @@ class Site:
             stream={"max_batch_rows": rng.choice((200, 2_000, 20_000))},
         )
         _, _, rest = toml.partition("\n")
-        settings.write_text(f"tables = {json.dumps(ALL_TABLES)}\n{rest}", "utf-8")
+        config.write_text(f"tables = {json.dumps(ALL_TABLES)}\n{rest}", "utf-8")
         self.rig = Rig(
-            self.source, self.target, source_dsn, target_dsn, self.directory, ["--config", str(settings)],
+            self.source, self.target, source_dsn, target_dsn, self.directory, ["--config", str(config)],
             map_file=self.map_file,
         )  # fmt: skip
         self._stack.callback(self.rig.close)
