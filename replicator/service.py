@@ -85,7 +85,7 @@ class Service:
         self._last_stream: Peer | None = None
         self._told = False  # whether `status` shows a problem that may be over
         self._settled: set[Hashable] = set()  # doubts about relations that the catalogs have settled
-        self._ahead = True  # until that went wrong once
+        self._ahead = True  # until that has gone wrong once
         self._fresh_look = False  # whether the catalogs were just read again because of a mismatch
 
     def run(self) -> None:
@@ -123,6 +123,7 @@ class Service:
                 pause_s = _BACKOFF_S[min(failures, len(_BACKOFF_S) - 1)] * random.uniform(0.8, 1.2)  # noqa: S311 - jitter
                 log.warning("connection lost, trying again", reason=exc.message, pause_s=round(pause_s, 1))
                 if failures >= _TELL_FROM:
+                    self._ahead = False  # should a transaction in progress be what the server fails over
                     self._tell_problem(exc)
                     self._told = True
                 self.stop.wait(pause_s)
@@ -212,8 +213,6 @@ class Service:
             self._ahead = False
             return None, stream.advanced
         except TransientError as exc:
-            # Should it be the transaction that the server fails over, it does not come in pieces again.
-            self._ahead = self._ahead and not stream.is_ahead
             exc.advanced = stream.advanced
             raise
         except SchemaMismatch as exc:
