@@ -36,6 +36,13 @@ FEEDBACK_INTERVAL_S = 1.0
 _TAKE_S = 0.2  # how long a stop may go unnoticed while nothing comes in
 _BURST = 100  # messages between two looks at the clock and at whoever wants something of us
 
+# From there on a transaction comes while it is in progress, instead of when it has committed. The server's own limit is
+# about its memory and disk; this one is below it, about how long a target waits.
+_SEND_EARLY = """
+SELECT pg_catalog.set_config(name, '8MB', false) FROM pg_catalog.pg_settings
+WHERE name = 'logical_decoding_work_mem' AND setting::bigint > 8192
+"""
+
 _PREREQUISITE_MISSING = "55000"  # object_not_in_prerequisite_state
 
 
@@ -211,9 +218,9 @@ class Receiver:
 
 
 def start_replication(conn: Connection, slot: str, publication: str, start: Lsn, *, ahead: bool) -> None:
-    """Enter CopyBoth mode; ``ahead``: transactions larger than the server's ``logical_decoding_work_mem`` come in
-    pieces while they are in progress.
-    """
+    """Enter CopyBoth mode; ``ahead``: large transactions come in pieces while they are in progress."""
+    if ahead:
+        conn.execute(_SEND_EARLY)
     # Strings in the statement, not parameters: a replication session takes none.
     statement = sql.SQL(
         "START_REPLICATION SLOT {} LOGICAL {} "
