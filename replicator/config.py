@@ -252,6 +252,10 @@ class Settings(BaseSettings):
         """One spec per table; ``all_tables`` of the source stand in where the settings name none."""
         return [spec for spec in self._all_specs(all_tables) if self.takes(spec.target)]
 
+    def lane_specs(self) -> list[RouteSpec]:
+        """One spec per table that ``[lanes]`` names, for whichever lane."""
+        return [spec for spec in self._all_specs([]) if spec.target in self.lane_of]
+
     def elsewhere(self, all_tables: list[TableName]) -> frozenset[TableName]:
         """Target tables that other lanes than this one take; ``all_tables`` as of `route_specs`."""
         return frozenset(spec.target for spec in self._all_specs(all_tables) if not self.takes(spec.target))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 
 from replicator.config import Settings
 from replicator.errors import SchemaMismatch
@@ -11,6 +12,8 @@ from replicator.postgres.catalog import list_references, list_tables, load_table
 from replicator.postgres.connection import Connection, translated
 from replicator.routing.lanes import crossing_keys
 from replicator.routing.route import Fault, Route, plan_routes
+
+CORRECT_LANES = "correct the name in [lanes] of the settings, or leave it out"
 
 
 def load_routes(
@@ -26,7 +29,11 @@ def load_routes(
         sources = load_tables(source, [spec.source for spec in specs])
     with translated("target"):
         targets = load_tables(target, [spec.target for spec in specs])
-    return plan_routes(specs, sources, targets, settings.map_specs)
+    routes, faults = plan_routes(specs, sources, targets, settings.map_specs)
+    if not settings.tables:
+        unknown = {spec.target for spec in specs if spec.source not in sources} & settings.lane_of.keys()
+        faults = [replace(fault, remedy=CORRECT_LANES) if fault.table in unknown else fault for fault in faults]
+    return routes, faults
 
 
 def require_routes(settings: Settings, source: Connection, target: Connection) -> list[Route]:

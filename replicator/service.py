@@ -14,6 +14,7 @@ from replicator import metrics
 from replicator.config import Settings
 from replicator.errors import ReplicatorError, SchemaMismatch, StateError, TooEarly, TransientError
 from replicator.failpoints import failpoint
+from replicator.lanes import refuse_unknown_tables
 from replicator.logs import get_logger
 from replicator.model.lsn import Lsn
 from replicator.model.schema import show_table
@@ -246,6 +247,7 @@ class Service:
             refuse_faults(found.faults)
             routes: Sequence[Route] = found.routes
         else:
+            refuse_unknown_tables(settings, source, writer)
             routes = require_routes(settings, source, writer)
         self._reached = True
         metrics.init_tables(str(route) for route in routes)

@@ -223,11 +223,13 @@ def _unknown(
         target_oids = _oids(target, [spec.target for spec in specs])
     pairs = {(s.record.source_oid, s.record.target_oid) for s in states.values() if s.record is not None}
     sources = {source_oid for source_oid, _ in pairs}
-    new = [spec.target for spec in specs if oids.get(spec.source) not in sources]
+    # What the settings name and the source does not have is neither, but a fault.
+    specs = [spec for spec in specs if spec.source in oids]
+    new = [spec.target for spec in specs if oids[spec.source] not in sources]
     renamed = [
         spec.target
         for spec in specs
-        if spec.target not in new and (oids.get(spec.source), target_oids.get(spec.target)) not in pairs
+        if spec.target not in new and (oids[spec.source], target_oids.get(spec.target)) not in pairs
     ]
     return new, renamed
 

@@ -26,6 +26,7 @@ FLOORS = {
     "replicator.source": 2,
     "replicator.target": 2,
     "replicator.routes": 2,
+    "replicator.lanes": 3,
     "replicator.survey": 3,
     "snapshot": 3,
     "replicator.stream": 3,

@@ -14,6 +14,7 @@ from types import FrameType
 
 from replicator.config import Settings
 from replicator.errors import Refused, StateError
+from replicator.lanes import refuse_unknown_tables
 from replicator.logs import get_logger
 from replicator.model.schema import TableName, show_tables
 from replicator.postgres.connection import Connection, connect, translated
@@ -180,6 +181,7 @@ def _routes(settings: Settings, selection: Selection, source: Connection, target
     with translated("target"):
         checkpoint = state.load_checkpoint(target, slot) if state.exists(target) else None
         if checkpoint is None or checkpoint.phase in ("new", "copying"):
+            refuse_unknown_tables(settings, source, target)
             return require_routes(settings, source, target)
         states = state.load_table_states(target, slot)
     found = survey(settings, source, target, states, copy_anew=selection.only or ())

@@ -244,6 +244,11 @@ def load_table_states(conn: Connection, slot: str) -> dict[TableName, TableState
     }
 
 
+def load_all_tables(conn: Connection) -> set[TableName]:
+    """The target tables of all slots; none while there is no state."""
+    return set(query(conn, "SELECT table_schema, table_name FROM replicator.table_state")) if exists(conn) else set()
+
+
 def are_copied(conn: Connection, slot: str, names: Collection[TableName]) -> bool:
     """Whether every one of these tables is known and copied."""
     [(count,)] = query(

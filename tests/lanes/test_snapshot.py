@@ -148,3 +148,46 @@ def test_a_table_stays_in_the_lane_that_has_copied_it(make_lanes, pair):
     for lane in (1, 2):
         rig.run("run", "--lane", str(lane), "--until-caught-up")
     rig.assert_same(*TABLES)
+
+
+def set_lanes(rig, pair, lanes):
+    """Without ``tables``: all that the source has."""
+    text = settings_toml(pair, rig.slot, lanes).split("\n", 1)[1]
+    (rig.directory / "settings.toml").write_text(text)
+
+
+def test_a_lane_names_a_table_that_does_not_exist(make_lanes, pair):
+    """Not even lane 1 may begin: it would copy the table that was meant."""
+    rig = make_lanes()
+    set_lanes(rig, pair, '2 = ["raedings", "events"]')
+    remedy = "correct the name in [lanes]"
+    found = json.loads(rig.run("check", "--json", exits=1))["checks"]
+    [check] = [check for check in found if check.get("table") == "raedings"]
+    assert ("no table raedings on the source" in check["message"], remedy in check["remedy"]) == (True, True)
+    [fault] = json.loads(rig.run("plan", "--json", exits=1))["faults"]
+    assert ("no table raedings on the source" in fault["message"], remedy in fault["remedy"]) == (True, True)
+    for words in (["run", "--lane", "1"], ["run", "--lane", "2"], ["snapshot"]):
+        process = rig.popen(*words)
+        _, err = process.communicate(timeout=60)
+        assert process.returncode == 2, err
+        assert "lanes: not on the source: raedings" in err
+        assert remedy in err
+    assert rig.phases() == {}
+    assert rig.ask("source", "SELECT count(*) FROM pg_replication_slots WHERE slot_name ^@ %s", rig.slot) == [(0,)]
+
+
+def test_a_name_that_a_lane_is_given_later_has_to_exist_and_what_was_dropped_need_not(make_lanes, pair):
+    rig = make_lanes()
+    set_lanes(rig, pair, '2 = ["readings", "events"]')
+    rig.run("snapshot", "--lane", "2")
+    set_lanes(rig, pair, '2 = ["readings", "events", "raedings"]')
+    process = rig.popen("run", "--lane", "2", "--until-caught-up")
+    _, err = process.communicate(timeout=60)
+    assert process.returncode != 0
+    assert "there is no table raedings on the source — correct the name in [lanes]" in err
+    set_lanes(rig, pair, '2 = ["readings", "events"]')
+    rig.ask("source", "DROP TABLE events")
+    rig.run("snapshot", "--lane", "1")
+    for lane in ("1", "2"):
+        rig.run("run", "--lane", lane, "--until-caught-up")
+    rig.assert_same("customers", "orders", "readings")
