@@ -67,4 +67,5 @@ def test_ctrl_c_while_a_command_is_being_loaded(tmp_path, pause_s):
     time.sleep(pause_s)
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=20)
-    assert process.returncode in (130, -signal.SIGINT), errors
+    before_us = "init_import_site" in errors  # Python has its own way to end there
+    assert before_us or process.returncode in (130, -signal.SIGINT), errors
