@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import statistics
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -16,11 +14,10 @@ from bench.data import live
 from bench.lab import Lab, execute, value, wait_until
 from bench.options import Options, Say
 from bench.peers import ours, subscription
-from bench.pulse import FUNCTION, SCHEMA, TABLE
+from bench.pulse import FUNCTION, SCHEMA, TABLE, WRITERS, write
 from bench.report import Report
 from bench.rounds import rotated
 
-_WRITERS = 4
 _POLL_PAUSE_S = 0.0005
 _WARM_S = 1.0  # of each run, left out: sessions are new and plans are cold
 
@@ -48,9 +45,9 @@ def measure(lab: Lab, options: Options, report: Report, say: Say) -> None:
         mine.prepare()
         native.prepare()
         runs: list[Callable[[int], Latency]] = [
-            lambda number: _ours(mine, number, options),
-            lambda number: _native(native, number, options, durable=False),
-            lambda number: _native(native, number, options, durable=True),
+            lambda number: _ours(lab, mine, number, options),
+            lambda number: _native(lab, native, number, options, durable=False),
+            lambda number: _native(lab, native, number, options, durable=True),
         ]
         for number in range(options.rounds):
             for run in rotated(runs, number):
@@ -66,22 +63,22 @@ def measure(lab: Lab, options: Options, report: Report, say: Say) -> None:
     report.tables[f"latency at {options.latency_rate:,} transactions/s, ms"] = _table(found)
 
 
-def _ours(peer: ours.Stream, number: int, options: Options) -> Latency:
+def _ours(lab: Lab, peer: ours.Stream, number: int, options: Options) -> Latency:
     assert peer.target_dsn is not None
     with peer.live() as service:
         _first_pulse(peer.source_dsn, peer.target_dsn)
-        latency = _run(peer.name, peer.source_dsn, peer.target_dsn, number, options)
+        latency = _run(lab, peer.name, peer.source_dsn, peer.target_dsn, number, options)
         service.finish(timeout_s=60, sigterm=True)
     return latency
 
 
-def _native(peer: subscription.Stream, number: int, options: Options, *, durable: bool) -> Latency:
+def _native(lab: Lab, peer: subscription.Stream, number: int, options: Options, *, durable: bool) -> Latency:
     assert peer.target_dsn is not None
     peer.commit_durably(durable)
     peer.resume()
     _first_pulse(peer.source_dsn, peer.target_dsn)
     name = f"{peer.name}, synchronous_commit = on" if durable else peer.name
-    latency = _run(name, peer.source_dsn, peer.target_dsn, number, options)
+    latency = _run(lab, name, peer.source_dsn, peer.target_dsn, number, options)
     peer.pause()
     return latency
 
@@ -92,25 +89,13 @@ def _first_pulse(source_dsn: str, target_dsn: str) -> None:
     wait_until(target_dsn, f"SELECT EXISTS (SELECT FROM public.{TABLE} WHERE (writer, seq) = (-1, {mark}))", 120)
 
 
-def _run(name: str, source_dsn: str, target_dsn: str, number: int, options: Options) -> Latency:
-    per_writer = options.latency_rate / _WRITERS
+def _run(lab: Lab, name: str, source_dsn: str, target_dsn: str, number: int, options: Options) -> Latency:
     watcher = _Watcher(target_dsn)
     watcher.start()
-    writers = [
-        subprocess.Popen(
-            [sys.executable, "-m", "bench.pulse", source_dsn, str(writer), str(per_writer), str(options.latency_s)],
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        for writer in range(_WRITERS)
-    ]
-    committed: dict[tuple[int, int], int] = {}
-    for writer, process in enumerate(writers):
-        output, _ = process.communicate()
-        for line in output.splitlines():
-            sequence, at = line.split()
-            committed[writer, int(sequence)] = int(at)
-    watcher.wait_for({writer: max(s for w, s in committed if w == writer) for writer in range(_WRITERS)})
+    committed = write(
+        lab.programs, source_dsn, rate=options.latency_rate, seconds=options.latency_s, first=watcher.before
+    )
+    watcher.wait_for({writer: max(s for w, s in committed if w == writer) for writer in range(WRITERS)})
     times = sorted(committed.values())
     warm = times[0] + int(_WARM_S * 1e9) if options.latency_s > 2 * _WARM_S else times[0]
     delays = sorted((watcher.seen(*key) - at) / 1e6 for key, at in committed.items() if at >= warm)
@@ -126,11 +111,11 @@ class _Watcher(threading.Thread):
         super().__init__(name="watcher", daemon=True)
         self._conn = psycopg.connect(dsn, autocommit=True)
         self._done = threading.Event()
-        self._arrivals: list[list[tuple[int, int]]] = [[] for _ in range(_WRITERS)]  # (highest number, when)
+        self._arrivals: list[list[tuple[int, int]]] = [[] for _ in range(WRITERS)]  # (highest number, when)
         latest = f"(SELECT max(seq) FROM public.{TABLE} WHERE writer = {{}})"
-        self._query = f"SELECT {', '.join(latest.format(writer) for writer in range(_WRITERS))}".encode()
+        self._query = f"SELECT {', '.join(latest.format(writer) for writer in range(WRITERS))}".encode()
 
-        self._before = self._look()
+        self.before = self._look()
 
     def _look(self) -> list[int]:
         row = self._conn.execute(self._query, prepare=True).fetchone()
@@ -138,10 +123,10 @@ class _Watcher(threading.Thread):
         return [number or 0 for number in row]
 
     def run(self) -> None:
-        highest = list(self._before)
+        highest = list(self.before)
         while not self._done.is_set():
             numbers = self._look()
-            now = time.monotonic_ns()
+            now = time.time_ns()
             for writer, number in enumerate(numbers):
                 if number > highest[writer]:
                     highest[writer] = number
@@ -162,7 +147,7 @@ class _Watcher(threading.Thread):
         self._done.set()
         self.join()
         self._conn.close()
-        self._times = [dict(_each(seen, first)) for seen, first in zip(self._arrivals, self._before, strict=True)]
+        self._times = [dict(_each(seen, first)) for seen, first in zip(self._arrivals, self.before, strict=True)]
 
     def seen(self, writer: int, number: int) -> int:
         """When this pulse was first visible."""

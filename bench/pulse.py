@@ -1,50 +1,60 @@
-"""A steady writer in a process of its own: `python -m bench.pulse DSN WRITER PER_SECOND SECONDS`.
-
-Each transaction is a sensor's report; when its commit has returned, the clock is read. Prints one line per transaction:
-nanoseconds of the monotonic clock, which all processes of a machine share.
-"""
+"""A steady load: pgbench as the writers, whose transactions are sensors' reports with a pulse to look out for."""
 
 from __future__ import annotations
 
-import sys
-import time
+import tempfile
+from collections import defaultdict
+from pathlib import Path
 
-import psycopg
+from bench.process import run
 
+WRITERS = 4
 TABLE = "pulses"
 SCHEMA = f"""
 CREATE TABLE public.{TABLE} (writer integer, seq integer, PRIMARY KEY (writer, seq));
 """
-# A report of a sensor, and the pulse whose arrival is watched.
+# On the source alone. No two writers wait for each other's rows.
 FUNCTION = f"""
-CREATE FUNCTION public.bench_pulse(of_writer integer, number integer, unit uuid) RETURNS void LANGUAGE sql AS $$
+CREATE TABLE public.pulse_units (writer, n, unit) AS
+    SELECT (number % {WRITERS})::integer, (number / {WRITERS})::integer, id
+    FROM (SELECT id, row_number() OVER (ORDER BY id) - 1 AS number FROM public.units) AS numbered;
+CREATE UNIQUE INDEX ON public.pulse_units (writer, n);
+{"".join(f"CREATE SEQUENCE public.pulse_{writer};" for writer in range(WRITERS))}
+CREATE FUNCTION public.bench_pulse(of_writer integer) RETURNS void LANGUAGE plpgsql AS $$
+DECLARE
+    number integer := nextval('public.pulse_' || of_writer);
+    of_unit uuid := (SELECT unit FROM public.pulse_units WHERE writer = of_writer AND n = number % (
+        SELECT 1 + max(n) FROM public.pulse_units WHERE writer = of_writer));
+BEGIN
     INSERT INTO public.sensor_readings (unit_id, temperature, humidity, battery, signal_strength, recorded_at, source)
-    VALUES (unit, 3.5, 40, 90, -70, timestamptz '2025-01-01' + number * interval '1 second', 'ble');
-    UPDATE public.units SET last_reading_at = now(), last_temperature = number % 500 WHERE id = unit;
+    VALUES (of_unit, 3.5, 40, 90, -70, timestamptz '2025-01-01' + number * interval '1 second', 'ble');
+    UPDATE public.units SET last_reading_at = now(), last_temperature = number % 500 WHERE id = of_unit;
     INSERT INTO public.{TABLE} VALUES (of_writer, number);
-$$
+END $$
 """
 
 
-def main() -> None:
-    dsn, writer, per_second, seconds = sys.argv[1], int(sys.argv[2]), float(sys.argv[3]), float(sys.argv[4])
-    committed = []
-    with psycopg.connect(dsn, autocommit=True) as conn:
-        units = conn.execute("SELECT array_agg(id ORDER BY id) FROM public.units").fetchone()
-        assert units is not None
-        mine = units[0][writer::8]  # no two writers wait for each other's rows
-        first = conn.execute(f"SELECT coalesce(max(seq), 0) FROM public.{TABLE} WHERE writer = %s", [writer]).fetchone()
-        assert first is not None
-        start = time.monotonic()
-        for number in range(int(per_second * seconds)):
-            pause_s = start + number / per_second - time.monotonic()
-            if pause_s > 0:
-                time.sleep(pause_s)
-            sequence = first[0] + number + 1
-            conn.execute("SELECT public.bench_pulse(%s, %s, %s)", [writer, sequence, mine[number % len(mine)]])
-            committed.append((sequence, time.monotonic_ns()))
-    print("\n".join(f"{sequence} {at}" for sequence, at in committed))
+def write(programs: Path, dsn: str, *, rate: int, seconds: float, first: list[int]) -> dict[tuple[int, int], int]:
+    """Write for so long, so many transactions a second.
 
+    ``first``: each writer's highest number before.
 
-if __name__ == "__main__":
-    main()
+    Returns: when each commit returned, nanoseconds since 1970, by writer and number.
+    """
+    with tempfile.TemporaryDirectory() as directory:
+        script = Path(directory, "pulse.sql")
+        script.write_text("SELECT public.bench_pulse(:client_id);\n")
+        run(
+            [
+                programs / "pgbench", "--no-vacuum", "--protocol", "prepared", "--client", str(WRITERS), "--jobs", "1",
+                "--rate", str(rate), "--time", str(round(seconds)), "--file", script,
+                "--log", "--log-prefix", Path(directory, "log"), dsn,
+            ]
+        )  # fmt: skip
+        counted = defaultdict(int, enumerate(first))
+        committed = {}
+        for line in next(Path(directory).glob("log.*")).read_text().splitlines():
+            writer, _, _, _, epoch_s, epoch_us, *_ = map(int, line.split())
+            counted[writer] += 1
+            committed[writer, counted[writer]] = (epoch_s * 1_000_000 + epoch_us) * 1_000
+    return committed

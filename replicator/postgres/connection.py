@@ -216,10 +216,10 @@ def translated(side: Side) -> Iterator[None]:
         raise translate(exc, side) from exc
 
 
-def translate(exc: psycopg.Error, side: Side) -> ReplicatorError:
-    """Our error for a driver's error."""
+def translate(exc: psycopg.Error, side: Side, *, of_rows: bool = False) -> ReplicatorError:
+    """Our error for a driver's error; ``of_rows`` as of `describe`."""
     primary = exc.diag.message_primary
-    text = f"{side}: {describe(exc)}"
+    text = f"{side}: {describe(exc, of_rows=of_rows)}"
     if primary and any(fragment in primary for fragment in _SLOT_LOST):
         return SlotLost(text, hint=f"the WAL it needs is gone: {NEW_SNAPSHOT}")
     if primary == "recovery is in progress":
@@ -244,7 +244,7 @@ def translate(exc: psycopg.Error, side: Side) -> ReplicatorError:
                 text, hint="ALTER ROLE … BYPASSRLS, or use a role that has it: policies hide rows from others"
             )
         return ConfigError(text, hint=f"grant the role of the {side} DSN what the README lists under “Roles”")
-    if is_withheld(exc):
+    if is_withheld(exc, of_rows=of_rows):
         return ReplicatorError(text, hint=WITHHELD_HINT)
     return ReplicatorError(f"{text} ({exc.sqlstate})")
 

@@ -33,28 +33,35 @@ _TELLABLE_CLASSES: Final = frozenset(
 )  # fmt: skip
 # Of those, what quotes the text of a statement, and with it literals.
 _UNTELLABLE: Final = frozenset({"42601"})
+# No object has the name that was asked for, or it is no name. A value cast to regclass, say, is such a name as well.
+_NAMING_CLASSES: Final = frozenset({"3D", "3F", "42"})
+_RIGHTS: Final = "42501"
 # How the innermost line of the context begins where the server itself is at work, and not a trigger or a function.
 # `COPY` is not among them: that is where a row is being read.
 _SERVER_CONTEXTS: Final = ("slot ", "while ")
 
 
-def describe(exc: psycopg.Error) -> str:
-    """The server's own words where they can hold no value, else the name of its condition; one line."""
+def describe(exc: psycopg.Error, *, of_rows: bool = False) -> str:
+    """The server's own words where they can hold no value, else the name of its condition; one line.
+
+    ``of_rows``: the statement took rows.
+    """
     code = exc.sqlstate
     if code is None:
         # libpq's, about the connection. Any other comes from the driver, which quotes what it could not convert.
         return _first_line(exc) if isinstance(exc, psycopg.OperationalError) else type(exc).__name__
     primary = exc.diag.message_primary
-    if primary and code[:2] in _TELLABLE_CLASSES and code not in _UNTELLABLE and _is_of_server(exc):
+    tellable = code[:2] in _TELLABLE_CLASSES and code not in _UNTELLABLE and _is_of_server(exc)
+    if primary and tellable and not (of_rows and _may_name_a_value(exc, code)):
         return primary
     where = ".".join(filter(None, (exc.diag.schema_name, exc.diag.table_name))) if _is_of_server(exc) else ""
     names = ", ".join(filter(None, (where, object_at_fault(exc))))
     return f"{type(exc).__name__}{f' at {names}' if names else ''} ({code})"
 
 
-def is_withheld(exc: psycopg.Error) -> bool:
+def is_withheld(exc: psycopg.Error, *, of_rows: bool = False) -> bool:
     """Whether `describe` keeps back what the server says."""
-    return bool(exc.diag.message_primary) and exc.diag.message_primary != describe(exc)
+    return bool(exc.diag.message_primary) and exc.diag.message_primary != describe(exc, of_rows=of_rows)
 
 
 def object_at_fault(exc: psycopg.Error) -> str:
@@ -62,6 +69,11 @@ def object_at_fault(exc: psycopg.Error) -> str:
     if not _is_of_server(exc, copying=True):
         return ""
     return exc.diag.constraint_name or exc.diag.column_name or ""
+
+
+def _may_name_a_value(exc: psycopg.Error, code: str) -> bool:
+    """Whether the name at fault does not stand in the statement itself: then the server would say at which place."""
+    return code[:2] in _NAMING_CLASSES and code != _RIGHTS and exc.diag.statement_position is None
 
 
 def _is_of_server(exc: psycopg.Error, *, copying: bool = False) -> bool:

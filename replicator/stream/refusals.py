@@ -106,7 +106,7 @@ def explain(exc: psycopg.Error) -> ReplicatorError:
         exc, errors.UndefinedColumn | errors.UndefinedTable | errors.DatatypeMismatch | errors.UndefinedObject
     ):
         return SchemaMismatch(
-            f"target: {describe(exc)}",
+            f"target: {describe(exc, of_rows=True)}",
             hint="a table of the target has changed: mend it or the settings, then start again",
         )
-    return translate(exc, "target")
+    return translate(exc, "target", of_rows=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import psycopg
 import pytest
 
-from replicator.errors import RowRejected
+from replicator.errors import ReplicatorError, RowRejected
 from tests.conftest import ALL_PAIRS
 
 TYPES = """
@@ -180,3 +180,22 @@ def test_a_row_that_the_target_refuses_stops_the_stream(make_case, target_type, 
         " ALTER v DROP NOT NULL, ALTER v TYPE text"
     )
     case.same("t")
+
+
+@pytest.mark.parametrize("kind", ["regclass", "regtype", "regproc", "regprocedure", "regnamespace", "regrole"])
+def test_a_value_that_the_target_takes_for_a_name_is_not_repeated(make_case, kind):
+    """The server reports it as it reports a table that somebody has dropped."""
+    ddl = "CREATE TABLE t (id int PRIMARY KEY, secret text);"
+    case = make_case(ddl, ddl + f"ALTER TABLE t ADD CHECK (secret::{kind} IS NOT NULL)")
+    case.execute("INSERT INTO t VALUES (1, 'hunter2')", "INSERT INTO t VALUES (2, 'hunter2(int)')")
+    error = case.fails(ReplicatorError)
+    assert "hunter2" not in error.message + error.hint
+    assert "target: " in error.message
+
+
+def test_a_table_that_is_gone_is_named(make_case):
+    case = make_case("CREATE TABLE t (id int PRIMARY KEY);")
+    case.drain()
+    case.target.execute("DROP TABLE t")
+    case.execute("INSERT INTO t VALUES (1)")
+    assert 'relation "public.t" does not exist' in case.fails(ReplicatorError).message
