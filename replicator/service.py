@@ -181,6 +181,8 @@ class Service:
             checkpoint = load_checkpoint(writer, slot)
             if checkpoint is not None and checkpoint.phase == "cut_over":
                 return Outcome.FINALIZED, False
+            if self.stop.is_set():
+                return Outcome.STOPPED, False
             is_begun = checkpoint is not None and checkpoint.phase not in ("new", "copying")
             if checkpoint is not None and is_begun and self._truncate:
                 is_begun = not self._is_broken(source, writer, checkpoint)

@@ -119,6 +119,7 @@ def test_faults_of_a_network_in_the_stream(make_faulty, rng, side):
 
 
 @pytest.mark.soak
+@pytest.mark.timeout(1200)
 @pytest.mark.parametrize("side", SIDES)
 def test_every_fault_of_a_network_in_the_stream(make_faulty, side):
     meet(make_faulty(), side, of_side(side))

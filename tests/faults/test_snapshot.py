@@ -55,6 +55,7 @@ def test_faults_of_a_network_in_the_snapshot(make_faulty, rng):
 
 
 @pytest.mark.soak
+@pytest.mark.timeout(1200)
 @pytest.mark.parametrize("side", SIDES)
 def test_every_fault_of_a_network_in_the_snapshot(make_faulty, side):
     meet(make_faulty, side, of_side(side))

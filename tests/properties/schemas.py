@@ -285,7 +285,7 @@ def _with_references(draw: st.DrawFn, table: Table, before: list[Table]) -> Tabl
             continue
         parent = draw(st.sampled_from(fit))
         kind = parent.by_name[parent.key[0]].kind
-        if kind.sql == "oidvector":  # PostgreSQL's own check of such a foreign key fails
+        if kind.sql in ("oidvector", "numeric(5,1)[]"):  # PostgreSQL's own check of such a foreign key fails
             continue
         columns.append(Column(column, kind))
         references.append(Reference(column, parent.name, parent.key[0], draw(st.sampled_from(actions))))
