@@ -155,7 +155,15 @@ def test_every_action_at_every_place(rig, writers, action, code):
         for nth in (1,) if name in SNAPSHOT or "checkpoint" in name else (1, 2, 5):
             fault = f"{name}={action}@{nth}"
             rig.service.start(failpoints=fault)
-            rig.wait_until(lambda fault=fault: fired(rig, fault), f"{fault} did not come", runs=False)
+            rig.wait_until(
+                lambda fault=fault: fired(rig, fault) or (name in SNAPSHOT and rig.phase() == "streaming"),  # noqa: B023
+                f"{fault} did not come",
+                runs=False,
+            )
+            if not fired(rig, fault):  # an earlier life has been past it, and ended well
+                start_over(rig)
+                rig.service.start(failpoints=fault)
+                rig.wait_until(lambda fault=fault: fired(rig, fault), f"{fault} did not come", runs=False)
             if code is not None:
                 assert rig.service.wait_for_end(WITHIN_S) == code
             elif action == "reject" and name not in ("before_batch", "after_batch", "before_commit"):  # tried again
@@ -163,6 +171,12 @@ def test_every_action_at_every_place(rig, writers, action, code):
             else:
                 rig.service.kill()
     finish(rig, writers)
+
+
+def start_over(rig):
+    rig.service.kill()
+    rig.run("teardown", "--yes")
+    rig.ask("target", f"TRUNCATE {', '.join(TABLES)}")
 
 
 # ── cutover ────────────────────────────────────────────────────────────────────────────────────────────
