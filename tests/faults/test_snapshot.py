@@ -58,11 +58,11 @@ def test_faults_of_a_network_in_the_snapshot(make_faulty, rng):
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize("side", SIDES)
 def test_every_fault_of_a_network_in_the_snapshot(make_faulty, side):
-    meet(make_faulty, side, of_side(side))
+    meet(make_faulty, side, of_side(side), rows=90_000)
 
 
-def meet(make_faulty, side, faults):
-    rig = make_faulty(rows=12_000, REPLICATOR_SNAPSHOT__WORKERS="2", REPLICATOR_SNAPSHOT__SPLIT_ABOVE="64kB")
+def meet(make_faulty, side, faults, *, rows=12_000):
+    rig = make_faulty(rows=rows, REPLICATOR_SNAPSHOT__WORKERS="2", REPLICATOR_SNAPSHOT__SPLIT_ABOVE="64kB")
     proxy = rig.proxies[side]
     with rig.writing() as writer:
         rig.service.start(failpoints=SLOWLY)

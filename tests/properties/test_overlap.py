@@ -142,9 +142,9 @@ def test_dozens_of_transactions_around_restarts(make_case, random, rows):
 
 @pytest.mark.soak
 @pytest.mark.timeout(1200)
-@pytest.mark.parametrize("rows", [20_000, 1, 50])
-def test_many_more_transactions_around_restarts(make_case, random, rows):
-    churn(make_case, random, max_batch_rows=rows, steps=25_000)
+@pytest.mark.parametrize(("rows", "steps"), [(20_000, 25_000), (1, 200), (50, 25_000)])
+def test_many_more_transactions_around_restarts(make_case, random, rows, steps):
+    churn(make_case, random, max_batch_rows=rows, steps=steps)
 
 
 def churn(make_case: Any, random: Random, *, max_batch_rows: int, steps: int) -> None:

@@ -91,7 +91,14 @@ FAULTS: dict[str, tuple[str, str]] = {
         "ALTER TABLE people ALTER note TYPE varchar(9) USING 'short'",
         "ALTER TABLE people ALTER note TYPE varchar(80)",
     ),
-    "index row too large": ("CREATE INDEX i ON people ((repeat(md5(secret), 3000)))", "DROP INDEX i"),
+    "index row too large": (  # also when compressed
+        """
+        CREATE FUNCTION noise(text) RETURNS text IMMUTABLE LANGUAGE sql AS
+            $$ SELECT string_agg(md5($1 || i), '') FROM generate_series(1, 300) i $$;
+        CREATE INDEX i ON people (noise(secret)) WHERE id >= 20;
+        """,
+        "DROP INDEX i; DROP FUNCTION noise",
+    ),
 }
 
 
