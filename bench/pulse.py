@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import tempfile
-from collections import defaultdict
 from pathlib import Path
 
 from bench.process import run
@@ -51,7 +50,7 @@ def write(programs: Path, dsn: str, *, rate: int, seconds: float, first: list[in
                 "--log", "--log-prefix", Path(directory, "log"), dsn,
             ]
         )  # fmt: skip
-        counted = defaultdict(int, enumerate(first))
+        counted = list(first)
         committed = {}
         for line in next(Path(directory).glob("log.*")).read_text().splitlines():
             writer, _, _, _, epoch_s, epoch_us, *_ = map(int, line.split())

@@ -52,16 +52,11 @@ class Case:
         *,
         seed: str = "",
         target_role: str = "",
-        ahead: bool = True,
         **settings: Any,
     ) -> None:
-        """``seed`` runs on both sides, as a snapshot would have left them. ``target_role`` owns the target's tables.
-
-        ``ahead``: large transactions are applied while they are in progress, in each life until that goes wrong.
-        """
+        """``seed`` runs on both sides, as a snapshot would have left them. ``target_role`` owns the target's tables."""
         self.pair = pair
-        self._ahead = ahead
-        self.too_early: list[str] = []  # why it went wrong
+        self.too_early: list[str] = []  # why lives of the stream could not go on ahead of commits
         self.source = psycopg.connect(pair.source_dsn, autocommit=True)
         self.target = psycopg.connect(pair.target_dsn, autocommit=True)
         self.slot = self.source.info.dbname
@@ -119,7 +114,7 @@ class Case:
         self._new_stream = lambda ahead: Stream(
             self.settings, found.routes, writer=self._writer, stop=self._stop, until=until, ahead=ahead
         )
-        self.stream = self._new_stream(self._ahead)
+        self.stream = self._new_stream(True)
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
 
