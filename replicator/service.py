@@ -124,7 +124,7 @@ class Service:
                 pause_s = _BACKOFF_S[min(failures, len(_BACKOFF_S) - 1)] * random.uniform(0.8, 1.2)  # noqa: S311 - jitter
                 log.warning("connection lost, trying again", reason=exc.message, pause_s=round(pause_s, 1))
                 if failures >= _TELL_FROM:
-                    self._ahead = False  # should a transaction in progress be what the server fails over
+                    self._apply_no_longer_ahead(exc)  # should a transaction in progress be what the server fails over
                     self._tell_problem(exc)
                     self._told = True
                 self.stop.wait(pause_s)
@@ -212,8 +212,7 @@ class Service:
         try:
             outcome = stream.run()
         except TooEarly as exc:
-            log.info("large transactions are applied once they have committed, from here on", reason=exc.message)
-            self._ahead = False
+            self._apply_no_longer_ahead(exc)
             return None, stream.advanced
         except TransientError as exc:
             exc.advanced = stream.advanced
@@ -286,6 +285,11 @@ class Service:
             raise exc
         self._fresh_look = True
         log.warning("a relation differs from its route; planning the routes anew", reason=exc.message)
+
+    def _apply_no_longer_ahead(self, exc: TransientError) -> None:
+        if self._ahead:
+            self._ahead = False
+            log.info("large transactions are applied once they have committed, from here on", reason=exc.message)
 
     def _tell_problem(self, exc: Exception) -> None:
         """Leave the reason for `status`, if the target can still be reached."""

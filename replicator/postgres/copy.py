@@ -5,7 +5,7 @@ Below psycopg's ``Copy`` objects on purpose: their per-row generator costs more 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from psycopg import errors, pq, sql
 from psycopg.errors import error_from_result
@@ -58,8 +58,11 @@ class CopyIn:
         if self._size >= _CHUNK_BYTES:
             self._put()
 
-    def finish(self) -> int:
+    def finish(self, meanwhile: Callable[[], None] = lambda: None) -> int:
         """End the COPY; the number of rows that the server took in.
+
+        Args:
+            meanwhile: called while the server still works on what it was sent.
 
         Raises:
             psycopg.Error: the server refused a row.
@@ -69,6 +72,7 @@ class CopyIn:
         while self._pgconn.put_copy_end() == 0:
             _wait_writable(self._conn)
         self._flush()
+        meanwhile()
         self._pgconn.nonblocking = 0
         return _finish(self._conn)
 

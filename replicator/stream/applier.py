@@ -17,7 +17,7 @@ from replicator.postgres.pipeline import Prepared
 from replicator.routing.idmap import IdMaps
 from replicator.routing.order import levels
 from replicator.routing.route import Route
-from replicator.stream.batch import Batch, Coalesced, Event, Truncation, Unmap, coalesce, count_changes, runs
+from replicator.stream.batch import Batch, Coalesced, Event, Ordered, Truncation, Unmap, coalesce, count_changes, runs
 from replicator.stream.compose import Composer, Copy, Step, has_deletes
 from replicator.stream.quarantine import Quarantine
 from replicator.stream.refusals import REFUSALS, Miscount, is_of_checkpoint, refused, refused_by_constraint
@@ -59,13 +59,17 @@ class Applier:
         open_source: OpenSource,
         replica_role: bool,
         quarantine: Quarantine,
+        upcoming: Callable[[], Batch | None],
     ) -> None:
-        """``conn`` is in autocommit mode. ``replica_role``: no trigger and no foreign key acts in this session."""
+        """``conn`` is in autocommit mode. ``replica_role``: no trigger and no foreign key acts in this session;
+        ``upcoming``: the batch to be applied next, as far as it is known.
+        """
         register(conn)
         # One generic plan per statement: it knows nothing of the number of rows, and so stays with the key's index.
         conn.execute("SET plan_cache_mode = force_generic_plan")
         self._conn = conn
-        self._transaction = Transaction(conn, routes, replica_role=replica_role)
+        self._transaction = Transaction(conn, routes, replica_role=replica_role, meanwhile=self._look_ahead)
+        self._upcoming = upcoming
         self._routes = routes
         self._maps = maps
         self._open_source = open_source
@@ -112,7 +116,9 @@ class Applier:
     def _apply_batch(self, batch: Batch, behind_parts: bool) -> None:
         try:
             failpoint("before_batch", self._conn)
-            self._apply_coalesced(self._quarantine.divert(batch.events))
+            events = self._quarantine.divert(batch.events)
+            ready = batch.segments if events is batch.events else None
+            self._apply_segments(ready or self._coalesce(events))
             failpoint("after_batch", self._conn)
         except self._curable as exc:
             metrics.BATCH_REPLAYS.inc()
@@ -144,7 +150,7 @@ class Applier:
         is_plain = batch.complete and not (batch.is_last or batch.map_changes or batch.unmapped)
         if not (is_plain and 0 < len(batch.events) < _SMALL) or self._quarantine.holds or is_armed("after_batch"):
             return None
-        segments = coalesce(batch.events, key_changes=self._replica_role)
+        segments = self._coalesce(batch.events)
         if len(segments) != 1 or not isinstance(segments[0], dict):
             return None
         counts = count_changes(batch.events)
@@ -223,8 +229,20 @@ class Applier:
         self._transaction.execute("RELEASE SAVEPOINT batch")
         return True
 
+    def _look_ahead(self) -> None:
+        """While the server works on one batch, coalesce the next."""
+        batch = self._upcoming()
+        if batch is not None and batch.segments is None:
+            batch.segments = self._coalesce(batch.events)
+
+    def _coalesce(self, events: Sequence[Event]) -> list[Coalesced | Ordered]:
+        return coalesce(events, key_changes=self._replica_role)
+
     def _apply_coalesced(self, events: Sequence[Event]) -> None:
-        for segment in coalesce(events, key_changes=self._replica_role):
+        self._apply_segments(self._coalesce(events))
+
+    def _apply_segments(self, segments: Sequence[Coalesced | Ordered]) -> None:
+        for segment in segments:
             if isinstance(segment, dict):
                 self._transaction.run(self._steps(segment))
             else:

@@ -75,6 +75,7 @@ class Batch:
     remap: bool = False  # IDs that were met unmapped have target IDs now: columns written meanwhile catch up
     # (number of events up to the end of a transaction, or of its part; LSN of its COMMIT): which event is of which.
     ends: list[tuple[int, Lsn]] = field(default_factory=list)
+    segments: list[Coalesced | Ordered] | None = None  # what `coalesce` made of the events, where that was done early
 
     @property
     def is_last(self) -> bool:

@@ -80,6 +80,13 @@ class Inbox:
                 raise self._closed
             return None
 
+    def upcoming(self) -> Batch | None:
+        """The batch that comes out next, if nothing will be added to it any more."""
+        with self._changed:
+            if len(self._batches) > 1 or (self._batches and self._batches[0].is_last):
+                return self._batches[0]
+            return None
+
     @property
     def is_empty(self) -> bool:
         """Nothing is waiting."""

@@ -141,6 +141,8 @@ class Stream:
             if replica:
                 self._writer.execute("SET session_replication_role = replica")
             self._quarantine = self._load_quarantine(live=not replica)
+            limits = self._settings.stream
+            self._inbox = Inbox(max_rows=limits.max_batch_rows, max_bytes=limits.max_batch_bytes)
             applier = Applier(
                 self._writer,
                 self._routes,
@@ -148,18 +150,16 @@ class Stream:
                 open_source=self._open_source,
                 replica_role=replica,
                 quarantine=self._quarantine,
+                upcoming=self._inbox.upcoming,
             )
-        self._inbox = Inbox(
-            max_rows=self._settings.stream.max_batch_rows, max_bytes=self._settings.stream.max_batch_bytes
-        )
         names = [spec.name for spec in self._settings.map_specs if not spec.is_lookup]
         self._map_news = MapNews(self._writer, names, self._maps, self._inbox, version=self._checkpoint.map_version)
         self._assembler = Assembler(
             self._relations,
             applied=self._committed,
             unmapped_before=unmapped,
-            part_rows=self._settings.stream.max_batch_rows,
-            part_bytes=self._settings.stream.max_batch_bytes,
+            part_rows=limits.max_batch_rows,
+            part_bytes=limits.max_batch_bytes,
             referenced=load_referenced(self._settings, self._routes, self._open_source(), self._writer),
         )
         replication = open_stream(self._settings, guarded, self._writer)

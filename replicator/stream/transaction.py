@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 
 from replicator.errors import StateError
 from replicator.failpoints import failpoint
@@ -26,9 +26,14 @@ _DEFER: Prepared = (b"SET CONSTRAINTS ALL DEFERRED", ())
 class Transaction:
     """One at a time, again and again. An error leaves it open and failed: roll it back, wholly or to a savepoint."""
 
-    def __init__(self, conn: Connection, routes: Sequence[Route], *, replica_role: bool) -> None:
-        """``conn`` is in autocommit mode. ``replica_role``: no constraint of it can be deferred, since none acts."""
+    def __init__(
+        self, conn: Connection, routes: Sequence[Route], *, replica_role: bool, meanwhile: Callable[[], None]
+    ) -> None:
+        """``conn`` is in autocommit mode. ``replica_role``: no constraint of it can be deferred, since none acts;
+        ``meanwhile``: called while the server works on a COPY.
+        """
         self._conn = conn
+        self._meanwhile = meanwhile
         self._pipeline = Pipeline(conn)
         self._routes = routes
         self._replica_role = replica_role
@@ -108,7 +113,7 @@ class Transaction:
         count = len(step.rows[0]).to_bytes(2, "big")
         for row in step.rows:
             copy.write(count + b"".join(row))
-        taken = copy.finish()
+        taken = copy.finish(self._meanwhile)
         if taken != len(step.rows):
             raise Miscount(step.table, Op.INSERT, len(step.rows), taken)
 

@@ -36,3 +36,23 @@ def test_it_is_killed_there_and_then_something_else_commits_first(make_plain):
         assert GIVEN_UP in rig.service.log.read_text()
     rig.wait_until_drained()
     assert rig.assert_same("readings", "doors") == 100_001
+
+
+def test_after_failures_in_a_row_nothing_is_applied_before_it_has_committed(make_plain):
+    """It may be such a transaction that they come from."""
+    rig = make_plain(READINGS)
+    rig.service.start()
+    rig.wait_for_stream()
+
+    def interrupted_until_given_up():
+        for pid, _ in rig.walsender():
+            rig.ask("source", "SELECT pg_terminate_backend(%s)", pid)
+        return GIVEN_UP in rig.service.log.read_text()
+
+    rig.wait_until(interrupted_until_given_up, "it goes on to ask for transactions in progress")
+    with psycopg.connect(rig.source_dsn) as giant:
+        giant.execute(MUCH)
+    rig.wait_until_drained()
+    assert rig.assert_same("readings", "doors") == 100_000
+    # What the source sent while it was in progress.
+    assert rig.ask("source", "SELECT stream_txns FROM pg_stat_replication_slots") == [(0,)]

@@ -6,6 +6,7 @@ import psycopg
 import pytest
 
 from replicator.errors import RowRejected
+from replicator.stream.applier import Applier
 from tests.conftest import ALL_PAIRS
 from tests.stream.case import replays
 
@@ -367,3 +368,25 @@ def test_a_partition_truncated_by_its_own_name_stays_full(make_case):
     case.execute("TRUNCATE r1", "DELETE FROM r WHERE id = 2")
     case.drain()
     assert case.rows("SELECT id FROM r") == [(1,)]
+
+
+def test_the_next_batch_is_made_ready_while_the_server_works_on_one(make_case, monkeypatch):
+    """Whatever becomes of the one: here of many each row takes over a unique value of its neighbour's."""
+    ready = []
+    look_ahead = Applier._look_ahead
+
+    def watched(self):
+        look_ahead(self)
+        upcoming = self._upcoming()
+        ready.append(upcoming is not None and upcoming.segments is not None)
+
+    monkeypatch.setattr(Applier, "_look_ahead", watched)
+    case = make_case(
+        "CREATE TABLE item (id int PRIMARY KEY, place int UNIQUE DEFERRABLE, name text)", stream={"max_batch_rows": 500}
+    )
+    case.execute("INSERT INTO item SELECT i, i, 'n' FROM generate_series(1, 6000) i")
+    case.execute("UPDATE item SET place = place - 1 + id % 2 * 2, name = 'moved'")
+    case.execute("INSERT INTO item SELECT i, i + 1, 'late' FROM generate_series(7000, 9000) i")
+    case.execute("DELETE FROM item WHERE id % 10 = 0", "UPDATE item SET place = -place")
+    case.same("item")
+    assert any(ready)

@@ -9,6 +9,7 @@ from replicator import pgoutput
 from replicator.errors import ProtocolError, TooEarly, TransientError
 from replicator.model.lsn import Lsn
 from replicator.routing.idmap import IdMaps, MapSpec, OnUnmapped
+from replicator.stream.batch import Batch
 from tests.conftest import ALL_PAIRS
 from tests.routing.tables import TEXT, UUID, column, route, table
 from tests.stream.case import Case
@@ -294,6 +295,18 @@ def test_one_that_does_not_go_on_gives_the_target_free(ahead, monkeypatch):
     case.wait(lambda: case.too_early == ["the source does not go on with it"], "the end of patience")
     giant.conn.commit()
     case.same("big")
+
+
+def test_nothing_else_may_come_between_its_parts(ahead):
+    """It would be committed, and with it what is there of the transaction."""
+    case, giant = ahead()
+    giant.write(*MUCH)
+    giant.wait_until_applied()
+    case.stream._inbox.put(Batch(end_lsn=case.source_lsn()))
+    case.fails(ProtocolError)
+    assert case.rows("SELECT max(v) FROM big") == [(0,)]
+    giant.conn.commit()
+    case.same("big", "small")
 
 
 def test_a_stop_in_the_middle_leaves_nothing_behind(ahead):

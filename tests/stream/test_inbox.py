@@ -61,6 +61,24 @@ def test_a_batch_grows_up_to_its_limits(limits, each):
     assert [one.transactions for one in drain(box)] == [2, 2, 1]
 
 
+def test_what_is_known_to_come_next_is_what_comes_next():
+    box = inbox(rows=4)
+    assert box.upcoming() is None
+    box.put(batch(10, events=2))
+    assert box.upcoming() is None, "it still grows"
+    box.put(batch(20, events=2))
+    box.put(batch(30, events=2))
+    known = box.upcoming()
+    assert known is not None
+    box.put(Position(Lsn(35)))
+    box.put(batch(40, events=2))
+    assert (len(known.events), known.end_lsn) == (4, 20)
+    assert box.take(0) is known
+    box.put(batch(complete=False))
+    box.take(0)
+    assert box.upcoming() is not None, "a part of a transaction does not grow"
+
+
 def test_one_transaction_may_exceed_the_limits():
     box = inbox(rows=1, size=1)
     box.put(batch(10, events=5, size=50))

@@ -43,7 +43,7 @@ def stored(dsn: str) -> tuple[int, list[int]]:
 
 
 def test_steps_and_checkpoint_at_once(conn, database):
-    transaction = Transaction(conn, [], replica_role=True)
+    transaction = Transaction(conn, [], replica_role=True, meanwhile=lambda: None)
     transaction.commit(CHECKPOINT, [update(1), update(2), update(9, expected=None)])
     assert stored(database) == (7, [1, 2])
     assert not transaction.is_open
@@ -51,7 +51,7 @@ def test_steps_and_checkpoint_at_once(conn, database):
 
 @pytest.mark.parametrize("key, expected", [(9, 1), (1, 0), (1, 2)])
 def test_a_step_that_hits_another_number_of_rows_keeps_all_from_being_committed(conn, database, key, expected):
-    transaction = Transaction(conn, [], replica_role=True)
+    transaction = Transaction(conn, [], replica_role=True, meanwhile=lambda: None)
     with pytest.raises(errors.DivisionByZero):
         transaction.commit(CHECKPOINT, [update(2), update(key, expected)])
     assert stored(database) == (0, [])
@@ -66,11 +66,11 @@ def test_a_step_that_hits_another_number_of_rows_keeps_all_from_being_committed(
 def test_without_a_checkpoint_to_store_in(conn, database):
     conn.execute("DELETE FROM public.checkpoint")
     with pytest.raises(StateError, match="the checkpoint is gone"):
-        Transaction(conn, [], replica_role=True).commit(CHECKPOINT)
+        Transaction(conn, [], replica_role=True, meanwhile=lambda: None).commit(CHECKPOINT)
 
 
 def test_what_ran_before_is_committed_with_the_checkpoint_or_not_at_all(conn, database):
-    transaction = Transaction(conn, [], replica_role=True)
+    transaction = Transaction(conn, [], replica_role=True, meanwhile=lambda: None)
     transaction.run([update(1)])
     assert stored(database) == (0, [])
     with pytest.raises(errors.DivisionByZero):
