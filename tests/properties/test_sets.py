@@ -60,6 +60,7 @@ class Site:
             open_source=lambda: self.conn,
             replica_role=replica_role,
             quarantine=Quarantine(self.conn, "none", routes, takes=False, limit=0, live=False),
+            upcoming=lambda: None,
         )
 
     def begin_with(self, world: World) -> None:
