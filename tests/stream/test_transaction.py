@@ -31,6 +31,10 @@ def conn(database: str) -> Iterator[Connection]:
         yield conn
 
 
+def new(conn: Connection) -> Transaction:
+    return Transaction(conn, [], replica_role=True, meanwhile=lambda: None)
+
+
 def update(key: int, expected: int | None = 1) -> Step:
     return Step(b"UPDATE public.t SET v = 10 WHERE id = %s", (key,), expected, Op.UPDATE, "t")
 
@@ -43,7 +47,7 @@ def stored(dsn: str) -> tuple[int, list[int]]:
 
 
 def test_steps_and_checkpoint_at_once(conn, database):
-    transaction = Transaction(conn, [], replica_role=True, meanwhile=lambda: None)
+    transaction = new(conn)
     transaction.commit(CHECKPOINT, [update(1), update(2), update(9, expected=None)])
     assert stored(database) == (7, [1, 2])
     assert not transaction.is_open
@@ -51,7 +55,7 @@ def test_steps_and_checkpoint_at_once(conn, database):
 
 @pytest.mark.parametrize("key, expected", [(9, 1), (1, 0), (1, 2)])
 def test_a_step_that_hits_another_number_of_rows_keeps_all_from_being_committed(conn, database, key, expected):
-    transaction = Transaction(conn, [], replica_role=True, meanwhile=lambda: None)
+    transaction = new(conn)
     with pytest.raises(errors.DivisionByZero):
         transaction.commit(CHECKPOINT, [update(2), update(key, expected)])
     assert stored(database) == (0, [])
@@ -66,11 +70,11 @@ def test_a_step_that_hits_another_number_of_rows_keeps_all_from_being_committed(
 def test_without_a_checkpoint_to_store_in(conn, database):
     conn.execute("DELETE FROM public.checkpoint")
     with pytest.raises(StateError, match="the checkpoint is gone"):
-        Transaction(conn, [], replica_role=True, meanwhile=lambda: None).commit(CHECKPOINT)
+        new(conn).commit(CHECKPOINT)
 
 
 def test_what_ran_before_is_committed_with_the_checkpoint_or_not_at_all(conn, database):
-    transaction = Transaction(conn, [], replica_role=True, meanwhile=lambda: None)
+    transaction = new(conn)
     transaction.run([update(1)])
     assert stored(database) == (0, [])
     with pytest.raises(errors.DivisionByZero):
